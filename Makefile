@@ -1,0 +1,50 @@
+# `make demo` and `make test` need Python >= 3.10, a C++17 compiler and nothing else: they install the rest into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: demo test test-transformers4 lint bench quality tiny build clean
+
+demo: $(VENV)/installed-decode
+	$(BIN)/wino demo
+
+test: $(VENV)/installed-dev test-transformers4
+	$(BIN)/python -m pytest --cov=wino_kernels --cov=wino --cov-report=term:skip-covered
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/bench_score_tokens.py
+	$(BIN)/python benchmarks/bench_accept_remask.py
+
+quality: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/quality.py report
+
+tiny: $(VENV)/installed-dev
+	$(BIN)/python -m wino.pretrain --out build/wino-tiny --work build/wino-tiny-run
+
+build: $(VENV)/installed-dev
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist $(VENV)
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet '$(TORCH)'
+	touch $@
+
+$(VENV)/installed-decode: $(VENV)/torch $(SOURCES)
+	$(BIN)/pip install --quiet --editable '.[decode]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
+	$(BIN)/pip install --quiet --editable '.[decode,test,lint,bench]'
+	touch $@ $(VENV)/installed-decode

@@ -1,0 +1,112 @@
+"""score_tokens at LLaDA's vocabulary: against the published formulation, torch.compile, and the machine's limits.
+
+    pytest benchmarks/bench_score_tokens.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Table, interleaved
+from torch import Tensor
+
+import wino_kernels
+from wino_kernels import _C
+
+ROWS, VOCABULARY = 320, 126464
+ROUNDS = 11
+
+
+def published(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """As the authors' decoding loop scores a draft: argmax, float64 softmax, gather."""
+    token_ids = torch.argmax(logits, dim=-1)
+    probabilities = F.softmax(logits.to(torch.float64), dim=-1)
+    return token_ids, torch.gather(probabilities, -1, token_ids[:, None])[:, 0]
+
+
+def max_and_exp_sum(logits: Tensor) -> Tensor:
+    """The confidence alone, the least a compiled formulation has to do: no token id."""
+    values = logits.float()
+    return 1 / (values - values.amax(-1, keepdim=True)).exp().sum(-1)
+
+
+def max_index_and_exp_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
+    values = logits.float()
+    best, token_ids = values.max(-1, keepdim=True)
+    return token_ids[:, 0], 1 / (values - best).exp().sum(-1)
+
+
+def argmax_and_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    values = logits.float()
+    return values.argmax(-1), values.softmax(-1).amax(-1)
+
+
+COMPILED = (max_and_exp_sum, max_index_and_exp_sum, argmax_and_softmax)
+
+
+def _logits(dtype: torch.dtype) -> Tensor:
+    return (torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+
+
+def _assert_exact(logits: Tensor, candidate_ids: Tensor) -> None:
+    token_ids, confidence = torch.ops.wino.score_tokens(logits, candidate_ids)
+    expected_ids, expected = published(logits)
+    assert torch.equal(token_ids, expected_ids)
+    assert ((confidence.double() - expected).abs() <= 2e-6 * expected + 1e-12).all()
+
+
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.bfloat16, 40), (torch.float32, 28)], ids=["bfloat16", "float32"])
+def test_score_tokens(dtype: torch.dtype, bar: float, table: Table, two_threads: int) -> None:
+    logits = _logits(dtype)
+    candidate_ids = torch.full((ROWS,), -1)
+    _assert_exact(logits, candidate_ids)
+    size = logits.numel() * logits.itemsize
+    compiled: dict[str, Any] = {f.__name__: torch.compile(f, fullgraph=True, dynamic=False) for f in COMPILED}
+
+    seconds = interleaved(
+        {
+            "published": lambda: published(logits),
+            **{name: lambda f=f: f(logits) for name, f in compiled.items()},
+            "ours": lambda: torch.ops.wino.score_tokens(logits, candidate_ids),
+            "read": lambda: _C.read_once(logits.data_ptr(), size // 4, two_threads),
+            "exponentials": lambda: _C.exponentials(logits.numel(), two_threads),
+        },
+        ROUNDS,
+        warmup=2,
+    )
+
+    label = f"score_tokens {ROWS} x {VOCABULARY} {str(dtype)[6:]}"
+    table.time(f"{label}: ours", seconds["ours"], size)
+    table.time(f"{label}: reading the bytes once", seconds["read"], size)
+    table.time(f"{label}: the exponentials alone", seconds["exponentials"])
+    table.time(f"{label}: published, eager", seconds["published"], size)
+    for name in compiled:
+        table.time(f"{label}: torch.compile {name}", seconds[name], size)
+    table.ratio(f"{label}: published / ours", seconds["published"], seconds["ours"], bar)
+    best = min(compiled, key=lambda name: sorted(seconds[name])[ROUNDS // 2])
+    table.ratio(f"{label}: best torch.compile / ours", seconds[best], seconds["ours"], 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def test_other_ways(dtype: torch.dtype, table: Table, two_threads: int) -> None:
+    """Verification, sampling, few rows: times beside the draft of the same shape."""
+    logits = _logits(dtype)
+    draft = torch.full((ROWS,), -1)
+    given = torch.arange(ROWS)
+    size = logits.numel() * logits.itemsize
+    seconds = interleaved(
+        {
+            "draft": lambda: wino_kernels.score_tokens(logits, draft),
+            "verify": lambda: wino_kernels.score_tokens(logits, given),
+            "draft, temperature 0.2": lambda: wino_kernels.score_tokens(logits, draft, temperature=0.2, seed=1),
+            "draft, temperature 1": lambda: wino_kernels.score_tokens(logits, draft, temperature=1.0, seed=1),
+        },
+        ROUNDS,
+    )
+    for name, times in seconds.items():
+        table.time(f"score_tokens {ROWS} x {VOCABULARY} {str(dtype)[6:]}: {name}", times, size)
+    one = interleaved({"one row": lambda: wino_kernels.score_tokens(logits[:1], draft[:1])}, 20 * ROUNDS)
+    table.time(f"score_tokens 1 x {VOCABULARY} {str(dtype)[6:]}: draft", one["one row"], size // ROWS)

@@ -1,0 +1,199 @@
+// Exports of the native kernels: addresses, sizes and strides in, nothing checked. The callers in wino_kernels/cpu check.
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/select.h"
+#include "cpu/threads.h"
+
+namespace py = pybind11;
+
+namespace wino {
+namespace cpu {
+namespace {
+
+using Address = uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+ScoreArgs score_args(Address logits, int dtype, int64_t outer, int64_t inner, int64_t V, int64_t outer_stride,
+                     int64_t inner_stride, Address temperature, int64_t temperature_stride, Address seed, int threads) {
+  ScoreArgs args{};
+  args.logits = at<const void>(logits);
+  args.dtype = dtype;
+  args.outer = outer;
+  args.inner = inner;
+  args.V = V;
+  args.outer_stride = outer_stride;
+  args.inner_stride = inner_stride;
+  args.temperature = {at<const float>(temperature), temperature_stride};
+  args.seed = at<const int64_t>(seed);
+  args.threads = threads;
+  return args;
+}
+
+BlockArgs block_args(int64_t B, int64_t K, Address tokens, int64_t tokens_stride, Address masked, int64_t masked_stride,
+                     Address accepted, Address remasked, Address status, int threads) {
+  BlockArgs args{};
+  args.B = B;
+  args.K = K;
+  args.tokens = at<int64_t>(tokens);
+  args.tokens_stride = tokens_stride;
+  args.masked = at<bool>(masked);
+  args.masked_stride = masked_stride;
+  args.accepted = at<int32_t>(accepted);
+  args.remasked = at<int32_t>(remasked);
+  args.status = at<int32_t>(status);
+  args.threads = threads;
+  return args;
+}
+
+AcceptRemaskArgs accept_remask_args(const BlockArgs& block, Address revocable, int64_t revocable_stride, Address last,
+                                    int64_t last_stride, int64_t mask_id, Address threshold, int64_t threshold_stride,
+                                    Address threshold_back, int64_t threshold_back_stride, int64_t numerator,
+                                    int64_t denominator, int64_t min_accept, int64_t max_accept, bool verify_last) {
+  return {block,
+          at<bool>(revocable),
+          revocable_stride,
+          at<int32_t>(last),
+          last_stride,
+          mask_id,
+          at<const float>(threshold),
+          threshold_stride,
+          at<const float>(threshold_back),
+          threshold_back_stride,
+          {numerator, denominator, min_accept, max_accept},
+          verify_last};
+}
+
+void score_tokens(Address logits, int dtype, int64_t outer, int64_t inner, int64_t V, int64_t outer_stride,
+                  int64_t inner_stride, Address candidate_ids, Address temperature, int64_t temperature_stride, Address seed, Address token_ids, Address confidence, int threads) {
+  ScoreArgs args = score_args(logits, dtype, outer, inner, V, outer_stride, inner_stride, temperature,
+                              temperature_stride, seed, threads);
+  args.candidate_ids = at<const int64_t>(candidate_ids);
+  args.token_ids = at<int64_t>(token_ids);
+  args.confidence = at<float>(confidence);
+  kernels().score_tokens(args);
+}
+
+void accept_remask(int64_t B, int64_t K, Address tokens, int64_t tokens_stride, Address masked, int64_t masked_stride,
+                   Address revocable, int64_t revocable_stride, Address token_ids, int64_t token_ids_stride,
+                   Address confidence, int64_t confidence_stride, Address last, int64_t last_stride, int64_t mask_id,
+                   Address threshold, int64_t threshold_stride, Address threshold_back, int64_t threshold_back_stride,
+                   int64_t numerator, int64_t denominator, int64_t min_accept, int64_t max_accept, bool verify_last,
+                   Address accepted, Address remasked, Address status, int threads) {
+  BlockArgs block = block_args(B, K, tokens, tokens_stride, masked, masked_stride, accepted, remasked, status, threads);
+  block.token_ids = at<const int64_t>(token_ids);
+  block.token_ids_stride = token_ids_stride;
+  block.confidence = at<const float>(confidence);
+  block.confidence_stride = confidence_stride;
+  kernels().accept_remask(accept_remask_args(block, revocable, revocable_stride, last, last_stride, mask_id, threshold,
+                                             threshold_stride, threshold_back, threshold_back_stride, numerator,
+                                             denominator, min_accept, max_accept, verify_last));
+}
+
+void accept(int64_t B, int64_t K, Address tokens, int64_t tokens_stride, Address masked, int64_t masked_stride,
+            Address token_ids, int64_t token_ids_stride, Address confidence, int64_t confidence_stride,
+            Address threshold, int64_t threshold_stride, Address count, int64_t count_stride, bool count_is_int64,
+            Address accepted, Address status, int threads) {
+  BlockArgs block = block_args(B, K, tokens, tokens_stride, masked, masked_stride, accepted, 0, status, threads);
+  block.token_ids = at<const int64_t>(token_ids);
+  block.token_ids_stride = token_ids_stride;
+  block.confidence = at<const float>(confidence);
+  block.confidence_stride = confidence_stride;
+  kernels().accept(
+      {block, at<const float>(threshold), threshold_stride, at<const void>(count), count_stride, count_is_int64});
+}
+
+void wino_step(Address logits, int dtype, int64_t B, int64_t K, int64_t V, int64_t outer_stride, int64_t inner_stride,
+               Address temperature, int64_t temperature_stride, Address seed,
+               Address tokens, int64_t tokens_stride, Address masked, int64_t masked_stride, Address revocable,
+               int64_t revocable_stride, Address last, int64_t last_stride, int64_t mask_id, Address threshold,
+               int64_t threshold_stride, Address threshold_back, int64_t threshold_back_stride, int64_t numerator,
+               int64_t denominator, int64_t min_accept, int64_t max_accept, bool verify_last, Address accepted,
+               Address remasked, Address status, int threads) {
+  const ScoreArgs score = score_args(logits, dtype, B, K, V, outer_stride, inner_stride, temperature,
+                                     temperature_stride, seed, threads);
+  const BlockArgs block =
+      block_args(B, K, tokens, tokens_stride, masked, masked_stride, accepted, remasked, status, threads);
+  const std::unique_ptr<int64_t[]> scratch(new int64_t[3 * B * K]);
+  kernels().wino_step(
+      accept_remask_args(block, revocable, revocable_stride, last, last_stride, mask_id, threshold, threshold_stride,
+                         threshold_back, threshold_back_stride, numerator, denominator, min_accept, max_accept,
+                         verify_last),
+      score, scratch.get());
+}
+
+TileArgs tile_args(int64_t rows, Address candidate_ids, Address state) {
+  TileArgs args{};
+  args.rows = rows;
+  args.candidate_ids = at<const int64_t>(candidate_ids);
+  args.state = at<TileRow>(state);
+  return args;
+}
+
+void linear_score_tokens_begin(int64_t rows, Address state) {
+  kernels().linear_score_tokens_begin(tile_args(rows, 0, state));
+}
+
+void linear_score_tokens_tile(Address logits, int dtype, int64_t rows, int64_t width, int64_t row_stride,
+                              int64_t first_id, Address candidate_ids, Address temperature, int64_t temperature_stride,
+                              Address seed, Address state, int threads) {
+  TileArgs args = tile_args(rows, candidate_ids, state);
+  args.logits = at<const void>(logits);
+  args.dtype = dtype;
+  args.width = width;
+  args.row_stride = row_stride;
+  args.first_id = first_id;
+  args.temperature = {at<const float>(temperature), temperature_stride};
+  args.seed = at<const int64_t>(seed);
+  args.threads = threads;
+  kernels().linear_score_tokens_tile(args);
+}
+
+void linear_score_tokens_end(int64_t rows, int64_t V, Address candidate_ids, Address temperature,
+                             int64_t temperature_stride, Address seed, Address state, Address token_ids,
+                             Address confidence) {
+  TileArgs args = tile_args(rows, candidate_ids, state);
+  args.temperature = {at<const float>(temperature), temperature_stride};
+  args.seed = at<const int64_t>(seed);
+  kernels().linear_score_tokens_end(args, V, at<int64_t>(token_ids), at<float>(confidence));
+}
+
+void exponentials(int64_t n, int threads) { kernels().exponentials(n, threads); }
+
+void read_once(Address data, int64_t n, int threads) { kernels().read_once(at<const float>(data), n, threads); }
+
+void set_isa(const std::string& name) {
+  if (!select_isa(name.c_str())) throw std::invalid_argument(name + ": " + why_not_isa(name.c_str()));
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace wino
+
+PYBIND11_MODULE(_C, m) {
+  using namespace wino::cpu;
+  using release_gil = py::call_guard<py::gil_scoped_release>;
+  m.def("score_tokens", &wino::cpu::score_tokens, release_gil());
+  m.def("linear_score_tokens_begin", &wino::cpu::linear_score_tokens_begin, release_gil());
+  m.def("linear_score_tokens_tile", &wino::cpu::linear_score_tokens_tile, release_gil());
+  m.def("linear_score_tokens_end", &wino::cpu::linear_score_tokens_end, release_gil());
+  m.def("accept_remask", &wino::cpu::accept_remask, release_gil());
+  m.def("accept", &wino::cpu::accept, release_gil());
+  m.def("wino_step", &wino::cpu::wino_step, release_gil());
+  m.def("exponentials", &wino::cpu::exponentials, release_gil());
+  m.def("read_once", &wino::cpu::read_once, release_gil());
+  m.def("isa", &isa);
+  m.def("why_not_isa", &why_not_isa);
+  m.def("set_isa", &set_isa);
+  m.def("use_openmp_of", &use_openmp_of);
+  m.def("threading_layer", &threading_layer);
+  m.attr("tile_row_bytes") = sizeof(TileRow);
+  m.attr("version") = WINO_VERSION;
+}

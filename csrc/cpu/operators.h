@@ -1,0 +1,22 @@
+// The operators of one instruction set.
+#pragma once
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+
+WINO_CPU_BEGIN
+
+void score_tokens(const ScoreArgs& args);
+void linear_score_tokens_begin(const TileArgs& args);
+void linear_score_tokens_tile(const TileArgs& args);
+void linear_score_tokens_end(const TileArgs& args, int64_t V, int64_t* token_ids, float* confidence);
+void accept_remask(const AcceptRemaskArgs& args);
+void accept(const AcceptArgs& args);
+// scratch: 3 int64 per position.
+void wino_step(const AcceptRemaskArgs& args, const ScoreArgs& score, int64_t* scratch);
+void exponentials(int64_t n, int threads);
+void read_once(const float* data, int64_t n, int threads);
+
+extern const Kernels kKernels;
+
+WINO_CPU_END

@@ -1,0 +1,39 @@
+// The 16-bit floating-point formats as storage types, and their conversion one at a time.
+#pragma once
+
+#include "cpu/isa.h"
+#include "wino/config.h"
+
+WINO_CPU_BEGIN
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+WINO_HD float from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+WINO_HD float to_float(float x) { return x; }
+
+WINO_HD float to_float(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
+
+// Exponent and fraction are moved into a float32 and rescaled by 2^112, which also makes subnormals right.
+WINO_HD float to_float(Float16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7FFFu;
+  if (magnitude >= 0x7C00u) return from_bits(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
+  const float scaled = from_bits(magnitude << 13) * 0x1p112f;
+  return sign != 0 ? -scaled : scaled;
+}
+
+WINO_HD void set_negative_infinity(float* x) { *x = -INFINITY; }
+WINO_HD void set_negative_infinity(BFloat16* x) { x->bits = 0xFF80u; }
+WINO_HD void set_negative_infinity(Float16* x) { x->bits = 0xFC00u; }
+
+WINO_CPU_END

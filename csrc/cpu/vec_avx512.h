@@ -1,0 +1,64 @@
+// 16 float lanes: AVX-512 F, BW, DQ, VL.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/isa.h"
+#include "cpu/scalar.h"
+
+WINO_CPU_BEGIN
+
+struct Vec {
+  using F = __m512;
+  using U = __m512i;
+  static constexpr int N = 16;
+
+  WINO_MEMBER static F splat(float x) { return _mm512_set1_ps(x); }
+  WINO_MEMBER static F load(const float* p) { return _mm512_loadu_ps(p); }
+  WINO_MEMBER static F load(const BFloat16* p) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  }
+  WINO_MEMBER static F load(const Float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  WINO_MEMBER static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+  WINO_MEMBER static void store(uint32_t* p, U a) { _mm512_storeu_si512(p, a); }
+  WINO_MEMBER static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  WINO_MEMBER static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  WINO_MEMBER static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  WINO_MEMBER static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  // max / min return b when either is NaN.
+  WINO_MEMBER static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  WINO_MEMBER static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  WINO_MEMBER static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  WINO_MEMBER static F ldexp(F a, F n) { return _mm512_scalef_ps(a, n); }
+  WINO_MEMBER static uint32_t ge(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+  WINO_MEMBER static uint32_t eq(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  WINO_MEMBER static F high_24_bits(U a) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(a, 8)); }
+  WINO_MEMBER static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+  // Philox keeps a 32-bit number in the low half of each 64-bit lane; the high half is don't-care.
+  using W = __m512i;
+  WINO_MEMBER static W splat_w(uint32_t x) { return _mm512_set1_epi64(x); }
+  WINO_MEMBER static W load_w(const uint64_t* p) { return _mm512_loadu_si512(p); }
+  WINO_MEMBER static W add_w(W a, W b) { return _mm512_add_epi64(a, b); }
+  WINO_MEMBER static W mul_w(W a, W b) { return _mm512_mul_epu32(a, b); }
+  WINO_MEMBER static W high_w(W a) { return _mm512_srli_epi64(a, 32); }
+  WINO_MEMBER static W xor3(W a, W b, W c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  // Lane i of the result: low half of even[i / 2] for even i, of odd[i / 2] for odd i.
+  WINO_MEMBER static U interleave(W even, W odd) {
+    return _mm512_mask_mov_epi32(even, 0xAAAA, _mm512_slli_epi64(odd, 32));
+  }
+  // 4x4 transposition inside every group of four lanes.
+  WINO_MEMBER static void transpose4(U r[4]) {
+    const U a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    const U c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    r[0] = _mm512_unpacklo_epi64(a, c);
+    r[1] = _mm512_unpackhi_epi64(a, c);
+    r[2] = _mm512_unpacklo_epi64(b, d);
+    r[3] = _mm512_unpackhi_epi64(b, d);
+  }
+};
+
+WINO_CPU_END

@@ -1,0 +1,131 @@
+"""What a decode is asked to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import transformers
+
+PerRequest = float | Sequence[float]
+"""One value for every sequence of the batch, or one value each."""
+
+_DEFAULTS: dict[str, Any] = {
+    "decoder": "wino",
+    "max_new_tokens": 256,
+    "block_length": None,
+    "threshold": 0.6,
+    "threshold_back": 0.9,
+    "accept_fraction": 0.7,
+    "min_accept": 5,
+    "max_accept": 20,
+    "verify_last": False,
+    "steps": None,
+    "remasking": "low_confidence",
+    "cfg_scale": 0.0,
+    "temperature": 0.0,
+    "seed": 0,
+    "return_trace": False,
+}
+
+
+class GenerationConfig(transformers.GenerationConfig):
+    """Settings of :func:`wino.generate`; a ``transformers.GenerationConfig`` (saves, loads and updates like one).
+
+    Args:
+        decoder: "wino" (SPEC section 3), "low_confidence" or "confidence_threshold" (section 4).
+        max_new_tokens: generation length G.
+        block_length: block length K, divides G; None: one block of G.
+        threshold: draft threshold of "wino" (accept above it), acceptance threshold of "confidence_threshold"; in (0,
+            1].
+        threshold_back: verification threshold of "wino", in (0, 1].
+        accept_fraction, min_accept, max_accept: "wino": at most min(max(floor(fraction * masked), min), max) tokens
+            are accepted a step.
+        verify_last: "wino": also verify the tokens accepted last (SPEC section 3a).
+        steps: "low_confidence": forward passes over all blocks; None: one token a step.
+        remasking: "low_confidence": fill by "low_confidence" or at "random".
+        cfg_scale: classifier-free guidance w; 0: none.
+        temperature: Gumbel temperature; 0: greedy.
+        seed: seed of a request's random draws. One integer serves every sequence, so equal prompts draw equal
+            samples; give one seed a sequence for different ones.
+        return_trace: record what every step accepted and re-masked.
+
+    ``threshold``, ``threshold_back``, ``temperature`` and ``seed`` may be sequences with one value per sequence of
+    the batch.
+
+    Raises:
+        ValueError: a value outside its range, naming it.
+    """
+
+    decoder: str
+    max_new_tokens: int
+    block_length: int | None
+    threshold: PerRequest
+    threshold_back: PerRequest
+    accept_fraction: float
+    min_accept: int
+    max_accept: int
+    verify_last: bool
+    steps: int | None
+    remasking: str
+    cfg_scale: float
+    temperature: PerRequest
+    seed: int | Sequence[int]
+    return_trace: bool
+
+    def __init__(self, **kwargs: Any) -> None:
+        ours = {name: kwargs.pop(name, default) for name, default in _DEFAULTS.items()}
+        self.__dict__.update(ours)
+        super().__init__(max_new_tokens=ours.pop("max_new_tokens"), temperature=ours.pop("temperature"), **kwargs)
+        self.__dict__.update(ours)
+
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """Check our own fields; the autoregressive rules of transformers do not apply to this loop."""
+        from .decoders import DECODERS
+
+        _check_choice("decoder", self.decoder, tuple(DECODERS))
+        _check_choice("remasking", self.remasking, ("low_confidence", "random"))
+        _check_integer("max_new_tokens", self.max_new_tokens, 1)
+        _check_integer("min_accept", self.min_accept, 1)
+        _check_integer("max_accept", self.max_accept, 1)
+        if self.block_length is not None:
+            _check_integer("block_length", self.block_length, 1)
+            if self.max_new_tokens % self.block_length:
+                raise ValueError(
+                    f"block_length: must divide max_new_tokens = {self.max_new_tokens}, got {self.block_length}"
+                )
+        blocks = self.max_new_tokens // (self.block_length or self.max_new_tokens)
+        if self.steps is not None:
+            _check_integer("steps", self.steps, 1)
+            if self.steps % blocks:
+                raise ValueError(f"steps: must be a multiple of the {blocks} blocks, got {self.steps}")
+        for name in ("threshold", "threshold_back"):
+            _check_numbers(name, getattr(self, name), "in (0, 1]", lambda v: 0 < v <= 1)
+        _check_numbers("accept_fraction", self.accept_fraction, "in (0, 1]", lambda v: 0 < v <= 1)
+        _check_numbers("cfg_scale", self.cfg_scale, "a finite number >= 0", lambda v: v >= 0)
+        _check_numbers("temperature", self.temperature, "a finite number >= 0", lambda v: v >= 0)
+        _check_numbers("seed", self.seed, "an integer", lambda v: isinstance(v, int))
+
+    @property
+    def block_size(self) -> int:
+        """Block length K with its default resolved."""
+        return self.block_length or self.max_new_tokens
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+
+
+def _check_numbers(name: str, value: Any, expected: str, holds: Any) -> None:
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    for number in values or (None,):
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number) or not holds(number):
+            raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -1,0 +1,62 @@
+"""What a decoder decides: which rows a step scores, and how their scores become the next tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..config import GenerationConfig, PerRequest
+
+
+@dataclass
+class BlockState:
+    """The current block of every sequence; sequences may be in different blocks.
+
+    Attributes:
+        tokens: (B, K) int64.
+        masked: (B, K) bool, still to be filled.
+        revocable: (B, K) bool, written by an earlier step and open to re-masking.
+        last_accepted: (B,) int32, tokens accepted by the block's previous step (30 at its start).
+        block_step: (B,) int64, forward passes spent on the block so far.
+        row_seeds: (B, K) int64, this step's seed of each row's random draws.
+    """
+
+    tokens: Tensor
+    masked: Tensor
+    revocable: Tensor
+    last_accepted: Tensor
+    block_step: Tensor
+    row_seeds: Tensor
+
+
+class Decoder(ABC):
+    """One per decode; holds the settings as run-time tensors.
+
+    ``uses_shadow`` says whether filled positions are scored in the shadow block (SPEC section 2).
+    """
+
+    uses_shadow: ClassVar[bool] = False
+
+    def __init__(self, config: GenerationConfig, mask_id: int, batch: int, device: torch.device) -> None:
+        self.config = config
+        self.mask_id = mask_id
+
+    def start_blocks(self, state: BlockState, starting: Tensor) -> None:  # noqa: B027 - most decoders need nothing
+        """Called when the sequences ``starting`` (B,) bool have just entered a block."""
+
+    def candidate_ids(self, state: BlockState) -> Tensor:
+        """(B, K) what each row is scored for: -1 draft, >= 0 verify that token, -2 nothing."""
+        return torch.where(state.masked, -1, -2)
+
+    @abstractmethod
+    def update(self, state: BlockState, token_ids: Tensor, confidence: Tensor) -> Tensor:
+        """Write the next tokens in place; returns the status (B,) int32 of SPEC section 6."""
+
+
+def per_request(value: PerRequest, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``value`` as a tensor (B,)."""
+    return torch.as_tensor(value, dtype=dtype).to(device).expand(batch).contiguous()

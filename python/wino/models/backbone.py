@@ -1,0 +1,122 @@
+"""What a decoder needs of a model: tokens in, hidden rows out, and the LM head beside it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wino_kernels import shadow_attention
+
+from .llada import LLaDAModelLM, lm_head, logit_scale, trunk_forward
+from .patching import is_patched, looks_like_llada
+
+
+class Backbone:
+    """Decoder's view of a live LLaDA (ours, or the authors' after :func:`wino.patch`); holds the model, copies nothing.
+
+    Attributes:
+        mask_token_id: id of ``[MASK]``.
+        eos_token_id: id of the end-of-sequence token, or None.
+        max_length: number of positions, ``max_sequence_length``: the longest prompt and generation together.
+    """
+
+    def __init__(self, model: PreTrainedModel | nn.Module) -> None:
+        config: Any = model.config
+        self._model: Any = model
+        self._transformer: Any = model.model.transformer
+        self._config = config
+        self.mask_token_id: int = config.mask_token_id
+        self.eos_token_id: int | None = config.eos_token_id
+        self.max_length: int = config.max_sequence_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the LM head, V."""
+        return lm_head(self._model)[0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self._transformer.wte.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._transformer.wte.weight.dtype
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (V, H) and bias (V,) or None, such that ``hidden_rows @ weight.T + bias`` are the logits."""
+        weight, bias = lm_head(self._model)
+        if bias is not None and self._config.scale_logits:
+            bias = bias * logit_scale(self._config)
+        return weight, bias
+
+    def check_inputs(self, tokens: Tensor, position_ids: Tensor) -> None:
+        """Raise ``ValueError`` for a token id without an embedding or a position beyond ``max_length``. Reads the device once."""
+        rows = self._transformer.wte.weight.shape[0]
+        bounds = torch.stack((*tokens.aminmax(), *position_ids.aminmax())).tolist()
+        for name, low, high, limit in (("token ids", *bounds[:2], rows), ("position ids", *bounds[2:], self.max_length)):
+            if low < 0 or high >= limit:
+                raise ValueError(f"{name} must lie in [0, {limit}), got {low if low < 0 else high}")
+
+    def hidden_rows(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        *,
+        position_ids: Tensor,
+        num_shadow: int = 0,
+        block_start: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """One forward pass, real tokens followed by the shadow block (SPEC section 2), of which only some rows leave.
+
+        Args:
+            tokens: (B, L) int64, the last ``num_shadow`` of them shadow tokens.
+            rows: (B, R) int64 indices into L.
+            position_ids: (B, L) or (L,) int64 rotary positions.
+            num_shadow: number of shadow tokens; 0: plain attention.
+            block_start: (B,) int64 index of the real token that shadow query 0 must not see; needed iff ``num_shadow`` > 0.
+            key_padding_mask: (B, L) bool, True = may be attended; None: all.
+
+        Returns:
+            (B, R, H) after the final norm, in the model's dtype; the factor of ``scale_logits`` is already applied.
+
+        Raises:
+            ValueError: a shape does not fit; or, on the CPU, what :meth:`check_inputs` finds (elsewhere that would wait for the
+                device: call it once before the loop).
+        """
+        batch, length = tokens.shape
+        if position_ids.shape not in {(batch, length), (length,)}:
+            raise ValueError(f"position_ids: expected shape {(batch, length)}, got {tuple(position_ids.shape)}")
+        if rows.dim() != 2 or rows.shape[0] != batch:
+            raise ValueError(f"rows: expected shape ({batch}, R), got {tuple(rows.shape)}")
+        if block_start is None:
+            if num_shadow:
+                raise ValueError("block_start is needed with num_shadow > 0")
+            block_start = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check_inputs(tokens, position_ids)
+        attend = partial(
+            shadow_attention, num_shadow=num_shadow, block_start=block_start, key_padding_mask=key_padding_mask
+        )
+        hidden = trunk_forward(self._transformer, self._config, tokens, position_ids, attend, rows)
+        hidden = self._transformer.ln_f(hidden)
+        return hidden * logit_scale(self._config) if self._config.scale_logits else hidden
+
+
+def backbone_of(model: PreTrainedModel | nn.Module) -> Backbone:
+    """The decoder's view of ``model``.
+
+    Raises:
+        TypeError: ``model`` is neither a :class:`LLaDAModelLM` nor patched with :func:`wino.patch`.
+    """
+    if isinstance(model, LLaDAModelLM) or is_patched(model):
+        return Backbone(model)
+    hint = "; call wino.patch(model) first" if looks_like_llada(model) else ""
+    raise TypeError(
+        "expected a wino.models.LLaDAModelLM or a LLaDA of the authors' code patched with wino.patch, "
+        f"got {type(model).__module__}.{type(model).__qualname__}{hint}"
+    )

@@ -1,0 +1,397 @@
+"""LLaDA: a bidirectional LLaMA-style transformer in the Hugging Face layout of ``GSAI-ML/LLaDA-8B``.
+
+The forward pass is written as functions over a module tree with LLaDA's parameter names (``wte``, ``blocks``, ``ln_f``, ``ff_out``), so that
+a model of the authors' own code and ours take the same path (see :mod:`wino.models.patching`). Sub-modules are called, never read,
+so that wrapped projections (LoRA) count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps query (B, Hq, L, d), key and value (B, Hkv, L, d) to the attention output (B, Hq, L, d)."""
+
+# Fields of the authors' configuration that would change the forward pass: the values LLaDA-8B uses, the one to write first.
+_FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
+    "block_type": ("llama",),
+    "activation_type": ("silu",),
+    "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True,),
+    "bias_for_layer_norm": (False, None),
+    "attention_layer_norm": (False,),
+    "input_emb_norm": (False,),
+    "rope": (True,),
+    "alibi": (False,),
+    "multi_query_attention": (None, False),
+}
+_DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
+
+
+def check_architecture(config: Any) -> None:
+    """Raise ``ValueError`` if ``config`` (ours or the authors') asks for a forward pass that LLaDA-8B does not use.
+
+    Fields that ``config`` does not have count as LLaDA-8B's.
+    """
+    for name, allowed in _FIXED_FIELDS.items():
+        value = getattr(config, name, allowed[0])
+        if value not in allowed:
+            raise ValueError(f"LLaDA configuration: {name}={value!r} is not supported, only {allowed[0]!r}")
+    if getattr(config, "include_bias", False) and getattr(config, "bias_for_layer_norm", False) is None:
+        raise ValueError("LLaDA configuration: bias_for_layer_norm=None with include_bias=True is not supported, only False")
+    if config.d_model % config.n_heads or (config.d_model // config.n_heads) % 2:
+        raise ValueError(
+            f"LLaDA configuration: d_model must be an even multiple of n_heads, got {config.d_model} and {config.n_heads}"
+        )
+    n_kv_heads = config.n_heads if config.n_kv_heads is None else config.n_kv_heads
+    if n_kv_heads <= 0 or config.n_heads % n_kv_heads:
+        raise ValueError(f"LLaDA configuration: n_kv_heads must divide n_heads, got {n_kv_heads} and {config.n_heads}")
+
+
+class LLaDAConfig(PretrainedConfig):
+    """Configuration with the field names of the published checkpoints.
+
+    Fields of the authors' configuration that only matter for training (dropouts, initialisation) are kept and ignored.
+
+    Raises:
+        ValueError: a field would change the forward pass in a way LLaDA-8B does not use.
+    """
+
+    model_type = "llada"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        d_model: int = 4096,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        n_layers: int = 32,
+        mlp_hidden_size: int | None = None,
+        mlp_ratio: int = 4,
+        vocab_size: int = 126464,
+        embedding_size: int | None = None,
+        max_sequence_length: int = 4096,
+        rope_theta: float = 500000.0,
+        rope_full_precision: bool = True,
+        rms_norm_eps: float = 1e-5,
+        mask_token_id: int = 126336,
+        eos_token_id: int = 126081,
+        pad_token_id: int = 126081,
+        weight_tying: bool = False,
+        include_bias: bool = False,
+        include_qkv_bias: bool = False,
+        scale_logits: bool = False,
+        init_std: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        self.d_model = d_model
+        self.n_heads = n_heads
+        self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        self.n_layers = n_layers
+        self.mlp_hidden_size = mlp_ratio * d_model if mlp_hidden_size is None else mlp_hidden_size
+        self.mlp_ratio = mlp_ratio
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size or vocab_size
+        self.max_sequence_length = max_sequence_length
+        self.rope_theta = rope_theta
+        self.rope_full_precision = rope_full_precision
+        self.rms_norm_eps = rms_norm_eps
+        self.mask_token_id = mask_token_id
+        self.weight_tying = weight_tying
+        self.include_bias = include_bias
+        self.include_qkv_bias = include_qkv_bias
+        self.scale_logits = scale_logits
+        self.init_std = init_std
+        # Written out because the authors' defaults differ: a checkpoint of ours must mean the same to their code.
+        for name, allowed in _FIXED_FIELDS.items():
+            setattr(self, name, kwargs.pop(name, allowed[0]))
+        for name in _DROPOUTS:
+            setattr(self, name, kwargs.pop(name, 0.0))
+        self.block_group_size = kwargs.pop("block_group_size", 1)
+        check_architecture(self)
+        if self.block_group_size != 1:
+            raise ValueError(f"LLaDA configuration: block_group_size must be 1, got {self.block_group_size}")
+        # Tying is expressed by the absence of ff_out; transformers must not tie a second time.
+        kwargs["tie_word_embeddings"] = False
+        super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.d_model
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.n_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.n_heads
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 and cast back before the weight is applied, as LLaDA does."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class LLaDABlock(nn.Module):
+    """Parameters of one transformer block; :func:`block_forward` is its forward pass."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        d, bias = config.d_model, config.include_bias
+        qkv_bias = bias or config.include_qkv_bias
+        kv = d // config.n_heads * config.n_kv_heads
+        self.attn_norm = RMSNorm(d, config.rms_norm_eps)
+        self.q_proj = nn.Linear(d, d, bias=qkv_bias)
+        self.k_proj = nn.Linear(d, kv, bias=qkv_bias)
+        self.v_proj = nn.Linear(d, kv, bias=qkv_bias)
+        self.attn_out = nn.Linear(d, d, bias=bias)
+        self.ff_norm = RMSNorm(d, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(d, config.mlp_hidden_size, bias=bias)
+        self.up_proj = nn.Linear(d, config.mlp_hidden_size, bias=bias)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, d, bias=bias)
+
+
+def rotary_table(config: Any, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, 1, L, head_dim) in float32 of ``position_ids`` (L,) or (B, L)."""
+    dim = config.d_model // config.n_heads
+    steps = torch.arange(0, dim, 2, device=position_ids.device, dtype=torch.float32) / dim
+    angles = torch.atleast_2d(position_ids)[:, None, :, None].float() * (1.0 / config.rope_theta**steps)  # [B, 1, L, dim/2]
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], full_precision: bool) -> Tensor:
+    """Apply the rotary embedding to ``x`` (B, H, L, head_dim)."""
+    cos, sin = rotary
+    wide = x.float() if full_precision else x
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos.to(wide.dtype) + torch.cat((-second, first), dim=-1) * sin.to(wide.dtype)).to(x.dtype)
+
+
+def select_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows ``rows`` (B, R) of ``x`` (B, L, D), as (B, R, D)."""
+    return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def block_forward(
+    block: Any, x: Tensor, rotary: tuple[Tensor, Tensor], config: Any, attend: Attend, rows: Tensor | None = None
+) -> Tensor:
+    """One transformer block over hidden states ``x`` (B, L, d_model); ``block`` is any module with LLaDA's sub-module names.
+
+    With ``rows`` (B, R), only those rows of the output are computed: (B, R, d_model).
+    """
+    batch, length, _ = x.shape
+
+    def heads(projected: Tensor) -> Tensor:  # [B, L, H * head_dim] -> [B, H, L, head_dim]
+        return projected.view(batch, length, -1, config.d_model // config.n_heads).transpose(1, 2)
+
+    normed = block.attn_norm(x)
+    query = rotate(heads(block.q_proj(normed)), rotary, config.rope_full_precision)
+    key = rotate(heads(block.k_proj(normed)), rotary, config.rope_full_precision)
+    attended = attend(query, key, heads(block.v_proj(normed)))
+    attended = attended.transpose(1, 2).reshape(batch, length, config.d_model)
+    if rows is not None:
+        x, attended = select_rows(x, rows), select_rows(attended, rows)
+    x = x + block.attn_out(attended)
+    normed = block.ff_norm(x)
+    return x + block.ff_out(F.silu(block.ff_proj(normed)) * block.up_proj(normed))
+
+
+def iter_blocks(transformer: Any) -> Iterator[Any]:
+    """The transformer's blocks in order, whether or not the authors' code put them in groups."""
+    if hasattr(transformer, "block_groups"):
+        for group in transformer.block_groups:
+            yield from group
+    else:
+        yield from transformer.blocks
+
+
+def trunk_forward(
+    transformer: Any, config: Any, input_ids: Tensor, position_ids: Tensor, attend: Attend, rows: Tensor | None = None
+) -> Tensor:
+    """Embedding and all blocks: token ids (B, L) -> hidden states (B, L, d_model) before the final norm.
+
+    With ``rows`` (B, R), the last block computes only those: (B, R, d_model).
+    """
+    rotary = rotary_table(config, position_ids)
+    x = transformer.wte(input_ids)
+    blocks = list(iter_blocks(transformer))
+    for block in blocks[:-1]:
+        x = block_forward(block, x, rotary, config, attend)
+    return block_forward(blocks[-1], x, rotary, config, attend, rows)
+
+
+def masked_attention(attention_mask: Tensor | None) -> Attend:
+    """Scaled dot-product attention under a boolean mask that broadcasts to (B, H, L, L); True = may be attended."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, enable_gqa=grouped)
+
+    return attend
+
+
+def _visibility(attention_mask: Tensor | None, batch: int, length: int) -> Tensor | None:
+    """(B, L) key padding or (B | 1, 1, L, L) visibility, boolean or integer 0/1, as a boolean mask for attention."""
+    if attention_mask is None:
+        return None
+    shape = tuple(attention_mask.shape)
+    if shape not in {(batch, length), (batch, 1, length, length), (1, 1, length, length)}:
+        raise ValueError(f"attention_mask: expected shape {(batch, length)} or {(batch, 1, length, length)}, got {shape}")
+    if attention_mask.is_floating_point():
+        raise TypeError(f"attention_mask: expected booleans or integers 0 and 1, got {attention_mask.dtype}")
+    attention_mask = attention_mask.to(torch.bool)
+    return attention_mask[:, None, None, :] if attention_mask.dim() == 2 else attention_mask
+
+
+def _positions(position_ids: Tensor | None, input_ids: Tensor) -> Tensor:
+    batch, length = input_ids.shape
+    if position_ids is None:
+        return torch.arange(length, device=input_ids.device)
+    shape = tuple(position_ids.shape)
+    if shape not in {(length,), (1, length), (batch, length)}:
+        raise ValueError(f"position_ids: expected shape {(length,)} or {(batch, length)}, got {shape}")
+    return position_ids
+
+
+def lm_head(model: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (V, d_model) and bias of the LM head of ``model`` (ours or the authors'): ``ff_out``, or ``wte`` if tied."""
+    transformer = model.model.transformer
+    if model.config.weight_tying:
+        return transformer.wte.weight, None
+    return transformer.ff_out.weight, transformer.ff_out.bias
+
+
+def logit_scale(config: Any) -> float:
+    """What the authors' ``scale_logits`` multiplies the logits by; 1.0 without it."""
+    return 1.0 / math.sqrt(config.d_model) if config.scale_logits else 1.0
+
+
+def logits_forward(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+) -> Tensor:
+    """Logits (B, L, V) of every position; ``model`` is ours or a live model of the authors' code."""
+    transformer, config = model.model.transformer, model.config
+    attend = masked_attention(_visibility(attention_mask, *input_ids.shape))
+    hidden = trunk_forward(transformer, config, input_ids, _positions(position_ids, input_ids), attend)
+    hidden = transformer.ln_f(hidden)
+    logits = F.linear(hidden, transformer.wte.weight) if config.weight_tying else transformer.ff_out(hidden)
+    return logits * logit_scale(config) if config.scale_logits else logits
+
+
+def language_model_forward(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    return_dict: bool | None = None,
+    **unsupported: Any,
+) -> CausalLMOutput | tuple[Tensor]:
+    """The forward pass of :class:`LLaDAModelLM` for any ``model``, ours or a live model of the authors' code."""
+    for name, value in unsupported.items():
+        if value is not None and value is not False:
+            raise ValueError(f"LLaDA forward: argument {name!r} is not supported; use input_ids, attention_mask, position_ids")
+    if return_dict is None:
+        return_dict = getattr(model.config, "return_dict", True)
+    logits = logits_forward(model, input_ids, attention_mask, position_ids)
+    return CausalLMOutput(logits=logits) if return_dict else (logits,)
+
+
+class LLaDAModel(nn.Module):
+    """Holds ``transformer`` with ``wte``, ``blocks``, ``ln_f`` and (unless tied) ``ff_out``, as the published checkpoints name them."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.embedding_size, config.d_model),
+                "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
+                "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+            }
+        )
+        if not config.weight_tying:
+            self.transformer["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=config.include_bias)
+
+
+class LLaDAModelLM(PreTrainedModel):
+    """LLaDA with its LM head; an ordinary transformers model without a causal mask."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["LLaDABlock"]
+    _supports_sdpa = True
+    main_input_name = "input_ids"
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.transformer["wte"]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer["wte"] = value
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return None if self.config.weight_tying else self.model.transformer["ff_out"]
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer["ff_out"] = value
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.embedding_size = embeddings.num_embeddings
+        return embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+        **unsupported: Any,
+    ) -> CausalLMOutput | tuple[Tensor]:
+        """Logits of every position.
+
+        Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, L) key padding, or (B, 1, L, L) or (1, 1, L, L) visibility, boolean or integer; True or 1 = may be
+                attended. None: everything is visible.
+            position_ids: (L,) or (B, L) int64 rotary positions; None: 0 .. L - 1.
+            return_dict: False: a plain tuple ``(logits,)``.
+
+        Returns:
+            ``CausalLMOutput`` with ``logits`` (B, L, embedding_size) in the model's dtype.
+
+        Raises:
+            ValueError: a shape does not fit, or another argument of the authors' forward (caches, labels) was given.
+            TypeError: a floating-point ``attention_mask``.
+        """
+        return language_model_forward(self, input_ids, attention_mask, position_ids, return_dict, **unsupported)

@@ -1,0 +1,142 @@
+"""Load the bundled model, a checkpoint folder or a hub id, and refuse a checkpoint that does not fit its configuration."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .llada import LLaDAConfig, LLaDAModelLM
+
+BUNDLED = "wino-tiny"
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def load(
+    name_or_path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> tuple[LLaDAModelLM, PreTrainedTokenizerBase]:
+    """A LLaDA in evaluation mode, and its tokenizer.
+
+    Args:
+        name_or_path: ``"wino-tiny"``, the model that comes with the package; or a folder in the Hugging Face layout of LLaDA
+            (``config.json``, safetensors in one file or sharded, tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
+        dtype: of the parameters; None: that of the checkpoint's embedding (bfloat16 for ``wino-tiny`` and LLaDA-8B).
+        device: where to put the model; None: the CPU.
+
+    Raises:
+        FileNotFoundError: no such folder or hub id, or a file is missing from it.
+        ValueError: not a LLaDA checkpoint, or tensors are missing, unexpected or misshapen (named); found before any weight is read.
+    """
+    folder = _bundled_folder() if str(name_or_path) == BUNDLED else _folder(name_or_path)
+    config = _read_config(folder)
+    shards = _check_tensors(folder, config)
+    model = _read_model(shards, config, dtype, torch.device("cpu" if device is None else device))
+    return model, _read_tokenizer(folder)
+
+
+def _bundled_folder() -> Path:
+    folder = Path(str(resources.files("wino") / "assets" / BUNDLED))
+    if not (folder / _WEIGHTS).is_file():
+        raise FileNotFoundError(f"the bundled model {BUNDLED} has no weights here ({folder / _WEIGHTS}); train it with: make tiny")
+    return folder
+
+
+def _folder(name_or_path: str | Path) -> Path:
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    looks_like_id = isinstance(name_or_path, str) and name_or_path.count("/") == 1 and name_or_path[0] not in "./~"
+    if not looks_like_id:
+        raise FileNotFoundError(f"{name_or_path}: no such folder, and neither {BUNDLED!r} nor a hub id of the form owner/name")
+    try:
+        return Path(snapshot_download(str(name_or_path), allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises its own, HTTP and OS errors alike
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"{name_or_path}: no such folder, and the hub did not deliver it ({reason})") from error
+
+
+def _read_config(folder: Path) -> LLaDAConfig:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if model_type != LLaDAConfig.model_type:
+        raise ValueError(f"{path}: expected model_type {LLaDAConfig.model_type!r}, got {model_type!r}")
+    config = LLaDAConfig.from_pretrained(folder)
+    config.name_or_path = str(folder)
+    return config
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if not index.is_file():
+        names = [_WEIGHTS]
+    else:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}")
+    return [folder / name for name in names]
+
+
+def _check_tensors(folder: Path, config: LLaDAConfig) -> list[Path]:
+    """The checkpoint's files, after comparing the shapes in their headers with those ``config`` implies."""
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in LLaDAModelLM(config).state_dict().items()}
+    shards = _shard_files(folder)
+    found: dict[str, tuple[int, ...]] = {}
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt") as file:
+                found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{shard} is not a readable safetensors file: {error}") from error
+    misshapen = [
+        f"{name} ({found[name]} instead of {shape})" for name, shape in expected.items() if found.get(name, shape) != shape
+    ]
+    problems = {
+        "misses": [name for name in expected if name not in found],
+        "has unexpected": [name for name in found if name not in expected],
+        "has misshapen": misshapen,
+    }
+    faults = [f"{verb} tensors {_listed(names)}" for verb, names in problems.items() if names]
+    if faults:
+        raise ValueError(f"the checkpoint {folder} does not fit its config.json: it {'; it '.join(faults)}")
+    return shards
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _read_model(
+    shards: list[Path], config: LLaDAConfig, dtype: torch.dtype | None, device: torch.device
+) -> LLaDAModelLM:
+    with torch.device("meta"):
+        model = LLaDAModelLM(config)
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        tensors.update(load_file(shard, device=str(device)))
+    model.load_state_dict(tensors, assign=True)
+    return model.to(dtype or tensors["model.transformer.wte.weight"].dtype).eval()
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"{folder} has no usable tokenizer ({reason})") from error

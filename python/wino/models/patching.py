@@ -1,0 +1,182 @@
+"""Run a live model of the authors' own LLaDA code on our forward pass, reversibly (``wino.patch``).
+
+Only the instance changes: it gets a ``forward`` attribute that hides its class's method. Weights stay where they are, no class and
+no module of another library is touched. Works for every public copy of that code (GSAI-ML's, WINO's, Fast-dLLM's), since
+they share parameter names and configuration fields; none of it is imported here.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from .llada import LLaDAModelLM, check_architecture, iter_blocks, language_model_forward
+
+_HANDLE = "_wino_patch"
+_BLOCK_PARTS = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
+_CONFIG_FIELDS = (
+    "d_model",
+    "n_heads",
+    "n_kv_heads",
+    "rope_theta",
+    "rope_full_precision",
+    "weight_tying",
+    "scale_logits",
+    "max_sequence_length",
+    "mask_token_id",
+    "eos_token_id",
+)
+_DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
+
+
+class PatchHandle:
+    """Undoes :func:`patch`; as a context manager it does so when the ``with`` block ends.
+
+    Attributes:
+        model: the patched model.
+        active: False once unpatched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.active = True
+        self._had_forward = "forward" in vars(model)
+        self._previous_forward = vars(model).get("forward")
+
+    def unpatch(self) -> None:
+        """Give the model back exactly the attributes it had.
+
+        Raises:
+            RuntimeError: already unpatched, or someone else replaced the model's ``forward`` since.
+        """
+        if not self.active:
+            raise RuntimeError("this model is already unpatched")
+        attributes = vars(self.model)
+        if not _is_our_forward(attributes.get("forward")):
+            raise RuntimeError("the model's forward was replaced after wino.patch; undo that first")
+        if self._had_forward:
+            attributes["forward"] = self._previous_forward
+        else:
+            del attributes["forward"]
+        del attributes[_HANDLE]
+        self.active = False
+
+    def __enter__(self) -> PatchHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.active:
+            self.unpatch()
+
+
+def patch(model: nn.Module) -> PatchHandle:
+    """Make ``model``, a live LLaDA of the authors' own code, run our forward pass and decode with :func:`wino.generate`.
+
+    ``model(input_ids, attention_mask=None, position_ids=None)`` then takes what :meth:`LLaDAModelLM.forward` takes and computes
+    the same logits; arguments of the authors' forward beyond these raise. Same weights, no copy; wrapped projections (LoRA)
+    are called, not read. A deep copy or an unpickled copy is patched too, on its own (``patched(copy).unpatch()``).
+
+    Args:
+        model: has ``model.transformer`` with ``wte``, ``blocks`` (or ``block_groups``), ``ln_f`` and, unless tied, ``ff_out``, and a
+            ``config`` with the authors' fields.
+
+    Returns:
+        The handle that undoes it.
+
+    Raises:
+        TypeError: ``model`` lacks a part or a configuration field (named), or its LM head is wrapped.
+        ValueError: it is already patched, or its configuration asks for a forward pass that LLaDA-8B does not use.
+        In both cases nothing was changed.
+    """
+    if isinstance(model, LLaDAModelLM):
+        raise TypeError("wino.patch: this is wino's own LLaDAModelLM; it needs no patch")
+    if is_patched(model):
+        raise ValueError("wino.patch: this model is already patched; wino.models.patched(model) returns its handle")
+    _validate(model)
+    handle = PatchHandle(model)
+    # A partial, not a bound method: it survives pickling, where a bound method would come back as the class's own forward.
+    vars(model)["forward"] = partial(_patched_forward, model)
+    vars(model)[_HANDLE] = handle
+    return handle
+
+
+def patched(model: nn.Module) -> PatchHandle:
+    """The handle of a patched model. Raises ``ValueError`` if it is not patched."""
+    if not is_patched(model):
+        raise ValueError("this model is not patched with wino.patch")
+    return vars(model)[_HANDLE]
+
+
+def is_patched(model: Any) -> bool:
+    """Whether :func:`patch` is in effect on ``model``."""
+    return _HANDLE in getattr(model, "__dict__", {})
+
+
+def looks_like_llada(model: Any) -> bool:
+    """Whether ``model`` has the parts that :func:`patch` needs."""
+    config = getattr(model, "config", None)
+    return isinstance(model, nn.Module) and not _missing_fields(config) and not _missing_parts(model, config)
+
+
+def _patched_forward(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    return_dict: bool | None = None,
+    **unsupported: Any,
+) -> CausalLMOutput | tuple[Tensor]:
+    if model.training and any(getattr(model.config, name, 0.0) for name in _DROPOUTS):
+        raise RuntimeError("wino.patch: the patched forward has no dropout, but the configuration asks for it; call model.eval()")
+    return language_model_forward(model, input_ids, attention_mask, position_ids, return_dict, **unsupported)
+
+
+def _is_our_forward(forward: Any) -> bool:
+    return isinstance(forward, partial) and forward.func is _patched_forward
+
+
+def _validate(model: nn.Module) -> None:
+    config: Any = getattr(model, "config", None)
+    if missing := _missing_fields(config):
+        raise TypeError(_lacks(model, missing))
+    check_architecture(config)
+    if missing := _missing_parts(model, config):
+        raise TypeError(_lacks(model, missing))
+    head = None if config.weight_tying else model.model.transformer.ff_out  # type: ignore[union-attr]
+    # The decoders multiply by the head's weight themselves, so a wrapper around it would be left out.
+    if head is not None and type(head).forward is not nn.Linear.forward:
+        raise TypeError(f"wino.patch: the LM head model.transformer.ff_out must be a plain nn.Linear, got {type(head).__qualname__}")
+
+
+def _lacks(model: nn.Module, names: list[str]) -> str:
+    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return f"wino.patch: {type(model).__qualname__} is not a LLaDA of the authors' layout: it has no {listed}"
+
+
+def _missing_fields(config: Any) -> list[str]:
+    if config is None:
+        return ["config"]
+    return [f"config.{name}" for name in _CONFIG_FIELDS if not hasattr(config, name)]
+
+
+def _missing_parts(model: nn.Module, config: Any) -> list[str]:
+    """Dotted names of the sub-modules ``model`` lacks; of a missing part, its own parts are not listed."""
+    transformer = getattr(getattr(model, "model", None), "transformer", None)
+    if transformer is None:
+        return ["model.transformer"]
+    parts = ("wte", "ln_f") if config.weight_tying else ("wte", "ln_f", "ff_out")
+    missing = [f"model.transformer.{name}" for name in parts if not hasattr(transformer, name)]
+    if not hasattr(transformer, "blocks") and not hasattr(transformer, "block_groups"):
+        return [*missing, "model.transformer.blocks"]
+    blocks = list(iter_blocks(transformer))
+    if not blocks:
+        missing.append("model.transformer.blocks.0")
+    for index, block in enumerate(blocks):
+        missing += [f"model.transformer.blocks.{index}.{name}" for name in _BLOCK_PARTS if not hasattr(block, name)]
+    return missing

@@ -1,0 +1,80 @@
+"""What a task is: items with a question, a worked answer and a grader, in three disjoint splits."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+SPLITS = ("train", "validation", "heldout")
+_BUCKETS = 16
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem: ``key`` identifies it, ``prompt`` is what the user asks, ``answer`` a correct reply ("" if none is
+    known)."""
+
+    key: str
+    prompt: str
+    answer: str
+
+
+class Task(ABC):
+    """A family of problems.
+
+    Attributes:
+        name: as given on the command line, also the first word of every prompt.
+        max_new_tokens: generation length that holds every answer and its end token.
+    """
+
+    name: str
+    title: str
+    max_new_tokens: int
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> Item:
+        """A random problem."""
+
+    @abstractmethod
+    def grade(self, item: Item, text: str) -> bool:
+        """Whether ``text``, as a model wrote it, answers ``item``. Never evaluates the text; any string is safe."""
+
+    @abstractmethod
+    def load(self, path: Path) -> list[Item]:
+        """Read a published test file. Raises ``ValueError`` naming the file, the line and what was expected."""
+
+    def items(self, split: str, seed: int = 0) -> Iterator[Item]:
+        """Distinct problems of one split, endlessly; the same seed gives the same sequence."""
+        if split not in SPLITS:
+            raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
+        rng = random.Random(f"{self.name}/{split}/{seed}")
+        seen: set[str] = set()
+        while True:
+            item = self.draw(rng)
+            if split_of(item.key) == split and item.key not in seen:
+                if split != "train":
+                    seen.add(item.key)
+                yield item
+
+
+@cache
+def published_hashes() -> frozenset[tuple[str, str]]:
+    """(task, first 16 hex digits of the key's SHA-256) of every item of the published test sets."""
+    text = resources.files("wino.assets").joinpath("heldout_sha256.txt").read_text()
+    rows = (line.split() for line in text.splitlines() if line and not line.startswith("#"))
+    return frozenset((task, digest) for task, digest in rows)
+
+
+def split_of(key: str) -> str:
+    """The split of the item named ``key`` ("task:problem"); "published" for a published test item, which is in none."""
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    if (key.partition(":")[0], digest) in published_hashes():
+        return "published"
+    bucket = int(digest, 16) % _BUCKETS
+    return {0: "heldout", 1: "validation"}.get(bucket, "train")

@@ -1,0 +1,161 @@
+"""Run a decoder over a task's items and say how well and how fast it did."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import torch
+
+from ..config import GenerationConfig
+from ..generation import generate
+from .base import Item, Task
+
+_Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outcome of one decoder on one list of items, item by item.
+
+    ``tokens`` counts an answer up to and including its first end token, so that padding is never counted as speed
+    (SPEC section 3).
+    """
+
+    texts: list[str]
+    correct: list[bool]
+    tokens: list[int]
+    steps: list[int]
+    seconds: float
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the accuracy."""
+        return wilson_interval(sum(self.correct), len(self.correct))
+
+    @property
+    def mean_steps(self) -> float:
+        return sum(self.steps) / len(self.steps)
+
+    @property
+    def step_reduction(self) -> float:
+        """Forward passes that one token a step would take, over those taken, both summed over all items."""
+        return sum(self.tokens) / sum(self.steps)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Mean over items of answer tokens per forward pass."""
+        return sum(t / s for t, s in zip(self.tokens, self.steps, strict=True)) / len(self.steps)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(self.tokens) / self.seconds
+
+    def row(self) -> dict[str, Any]:
+        """The figures as one flat record."""
+        low, high = self.accuracy_interval
+        return {
+            "n": len(self.correct),
+            "accuracy": self.accuracy,
+            "ci_low": low,
+            "ci_high": high,
+            "mean_steps": self.mean_steps,
+            "step_reduction": self.step_reduction,
+            "tokens_per_forward": self.tokens_per_forward,
+            "tokens_per_second": self.tokens_per_second,
+        }
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion."""
+    rate, z2 = successes / n, _Z95**2
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float, float]:
+    """Mean of ours - theirs over the same items, and its 95 % interval (normal approximation)."""
+    differences = [int(a) - int(b) for a, b in zip(ours, theirs, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
+    half = _Z95 * math.sqrt(variance / n)
+    return mean, mean - half, mean + half
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts through the chat template, left-padded: ids and mask (B, P) int64.
+
+    Raises:
+        ValueError: a prompt is empty or has text the tokenizer cannot encode; names the text.
+    """
+    if not all(prompt.strip() for prompt in prompts):
+        raise ValueError("prompt: expected text, got an empty prompt")
+    chats = [
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+        for prompt in prompts
+    ]
+    encoded = tokenizer(chats, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    unknown = tokenizer.unk_token_id
+    if unknown is not None:
+        for prompt, row in zip(prompts, encoded["input_ids"], strict=True):
+            if (row == unknown).any():
+                unreadable = [
+                    c
+                    for c in prompt
+                    if not c.isspace() and unknown in tokenizer(c, add_special_tokens=False)["input_ids"]
+                ]
+                characters = "".join(dict.fromkeys(unreadable))[:40]
+                raise ValueError(f"prompt: the tokenizer cannot encode {characters!r} in {prompt[:80]!r}")
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+def answer_lengths(generated: torch.Tensor, eos_token_id: int | None) -> torch.Tensor:
+    """Tokens (B,) up to and including the first end token of each row of ``generated`` (B, G); G without one."""
+    is_end = generated == (-1 if eos_token_id is None else eos_token_id)
+    return torch.where(is_end.any(1), is_end.int().argmax(1) + 1, generated.shape[1])
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    items: Sequence[Item],
+    config: GenerationConfig,
+    *,
+    batch_size: int = 128,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Decode and grade ``items``; ``on_batch`` is told how many items each batch finished. Timed: the decoding
+    alone."""
+    texts: list[str] = []
+    tokens: list[int] = []
+    steps: list[int] = []
+    seconds = 0.0
+    for first in range(0, len(items), batch_size):
+        batch = items[first : first + batch_size]
+        input_ids, attention_mask = encode_prompts(tokenizer, [item.prompt for item in batch])
+        began = time.perf_counter()
+        output = generate(model, input_ids, attention_mask, config)
+        seconds += time.perf_counter() - began
+        generated = output.sequences[:, input_ids.shape[1] :]
+        lengths = answer_lengths(generated, tokenizer.eos_token_id)
+        texts += tokenizer.batch_decode(
+            [row[:length] for row, length in zip(generated, lengths, strict=True)], skip_special_tokens=True
+        )
+        tokens += lengths.tolist()
+        steps += output.steps.tolist()
+        if on_batch is not None:
+            on_batch(len(batch))
+    correct = [task.grade(item, text) for item, text in zip(items, texts, strict=True)]
+    return Evaluation(texts, correct, tokens, steps, seconds, config.to_diff_dict())

@@ -1,0 +1,37 @@
+"""The decoders compared by the demo and the reports, with thresholds chosen on the validation split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..config import GenerationConfig
+from .base import Task
+
+PRESETS_FILE = "presets.json"
+
+
+def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Task -> decoder label -> settings, as stored beside a model's weights; empty if the model has none."""
+    path = folder / PRESETS_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def baseline_configs(task: Task) -> dict[str, GenerationConfig]:
+    """LLaDA's own decoder at one, two and four tokens a step."""
+    return {
+        f"low_confidence, {k} a step" if k > 1 else "low_confidence": GenerationConfig(
+            decoder="low_confidence", max_new_tokens=task.max_new_tokens, steps=task.max_new_tokens // k
+        )
+        for k in (1, 2, 4)
+    }
+
+
+def decoder_configs(task: Task, presets: dict[str, dict[str, dict[str, Any]]]) -> dict[str, GenerationConfig]:
+    """Label -> settings of every decoder shown side by side for ``task``."""
+    configs = baseline_configs(task)
+    for label in ("confidence_threshold", "wino"):
+        settings = presets.get(task.name, {}).get(label, {})
+        configs[label] = GenerationConfig(**{"decoder": label, "max_new_tokens": task.max_new_tokens, **settings})
+    return configs

@@ -1,0 +1,68 @@
+"""4x4 Sudoku: the 16 cells row by row, 0 = empty; graded by validity, since a puzzle may have several solutions."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import random
+from functools import cache
+from pathlib import Path
+
+from .base import Item, Task
+
+_BLANKS = range(8, 13)
+_UNITS = tuple(
+    [tuple(range(4 * r, 4 * r + 4)) for r in range(4)]
+    + [tuple(range(c, 16, 4)) for c in range(4)]
+    + [(b, b + 1, b + 4, b + 5) for b in (0, 2, 8, 10)]
+)
+
+
+def is_valid_grid(grid: str) -> bool:
+    """Whether ``grid`` holds 1 to 4 once in every row, column and 2x2 box."""
+    return len(grid) == 16 and all({grid[i] for i in unit} == set("1234") for unit in _UNITS)
+
+
+@cache
+def solved_grids() -> tuple[str, ...]:
+    """All 288 complete grids."""
+    rows = ["".join(p) for p in itertools.permutations("1234")]
+    return tuple(grid for choice in itertools.product(rows, repeat=4) if is_valid_grid(grid := "".join(choice)))
+
+
+class Sudoku(Task):
+    name = "sudoku"
+    title = "4x4 Sudoku, 8 to 12 empty cells"
+    max_new_tokens = 20
+
+    def __init__(self, blanks: range = _BLANKS) -> None:
+        self.blanks = blanks
+
+    def draw(self, rng: random.Random) -> Item:
+        solution = rng.choice(solved_grids())
+        empty = set(rng.sample(range(16), rng.choice(self.blanks)))
+        return _item("".join("0" if i in empty else c for i, c in enumerate(solution)), solution)
+
+    def grade(self, item: Item, text: str) -> bool:
+        puzzle, grid = item.key.partition(":")[2], text.strip()
+        return is_valid_grid(grid) and all(given in ("0", cell) for given, cell in zip(puzzle, grid, strict=True))
+
+    def load(self, path: Path) -> list[Item]:
+        """CSV with the columns ``Puzzle,Solution``."""
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"Puzzle", "Solution"} <= set(reader.fieldnames or ()):
+                raise ValueError(f"{path}: expected the CSV columns Puzzle,Solution, got {reader.fieldnames}")
+            items = []
+            for row in reader:
+                puzzle, solution = (str(row[name]).zfill(16) for name in ("Puzzle", "Solution"))
+                if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not is_valid_grid(solution):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: expected a 16-digit puzzle and a valid solution, got {row}"
+                    )
+                items.append(_item(puzzle, solution))
+        return items
+
+
+def _item(puzzle: str, solution: str) -> Item:
+    return Item(key=f"sudoku:{puzzle}", prompt=f"sudoku {puzzle}", answer=solution)

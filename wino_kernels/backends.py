@@ -1,0 +1,202 @@
+"""Which backends exist on this machine, why the others do not, and which one serves an operator.
+
+A backend is a package ``wino_kernels/<name>/`` whose ``__init__`` exports ``KERNELS``: operator name to function.
+Selection, innermost first: ``with use_backend(name)``, the environment variable ``WINO_BACKEND``, ``"auto"``.
+``auto`` takes the first backend of ``BACKENDS`` that serves the operator on the device, and warns once when a backend
+that was meant to serve it could not be loaded. An explicit backend that cannot serve a call raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+__all__ = [
+    "BACKENDS",
+    "CPU_ISAS",
+    "BackendUnavailableError",
+    "available",
+    "cpu_isa",
+    "current_backend",
+    "implementation",
+    "use_backend",
+    "use_cpu_isa",
+    "why_not",
+    "why_not_cpu_isa",
+]
+
+#: Every backend, in the order in which ``auto`` tries them.
+BACKENDS: tuple[str, ...] = ("cpu", "eager")
+
+#: Instruction sets of the cpu backend, widest first.
+CPU_ISAS: tuple[str, ...] = ("avx512", "avx2", "neon", "portable")
+
+# Device types a backend runs on; None: all of Torch's.
+_DEVICES: dict[str, tuple[str, ...] | None] = {"cpu": ("cpu",), "eager": None}
+
+Kernel = Callable[..., Any]
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend or instruction set was asked for by name and cannot serve the call here."""
+
+
+class _Loaded(NamedTuple):
+    kernels: dict[str, Kernel]
+    reason: str | None
+    refused: bool  # the reason is a request (an environment variable) that cannot be met
+
+
+_selected: contextvars.ContextVar[str | None] = contextvars.ContextVar("wino_backend", default=None)
+_from_environment: str = os.environ.get("WINO_BACKEND", "") or "auto"
+_resolved: dict[tuple[str, str, str], Kernel] = {}
+
+
+@functools.cache
+def _load(backend: str) -> _Loaded:
+    try:
+        module = importlib.import_module(f"wino_kernels.{backend}")
+        return _Loaded(module.KERNELS, None, False)
+    except BackendUnavailableError as error:
+        return _Loaded({}, str(error), True)
+    except Exception as error:  # a broken shared object may raise anything; the reason is reported, never swallowed
+        return _Loaded({}, f"{type(error).__name__}: {error}", False)
+
+
+def _known(name: str, source: str) -> None:
+    if name != "auto" and name not in BACKENDS:
+        choices = ", ".join(("auto", *BACKENDS))
+        raise BackendUnavailableError(f"{source}: unknown backend {name!r}; expected one of {choices}")
+
+
+def why_not(backend: str) -> str | None:
+    """The reason why ``backend`` cannot be used in this process, or None when it can."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    return _load(backend).reason
+
+
+def available() -> tuple[str, ...]:
+    """The backends that can be used in this process, in the order in which ``auto`` tries them."""
+    return tuple(name for name in BACKENDS if why_not(name) is None)
+
+
+def current_backend() -> str:
+    """The selected backend: that of the innermost ``use_backend``, else ``WINO_BACKEND``, else ``"auto"``."""
+    return _selected.get() or _from_environment
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Select a backend (or ``"auto"``) for the calls made in the ``with`` block.
+
+    The selection belongs to the current context (thread or task). It does not cover the backward pass on a device whose
+    autograd runs in its own thread.
+
+    Raises:
+        BackendUnavailableError: ``name`` is unknown, or cannot be used here (the message says why).
+    """
+    _known(name, "use_backend")
+    if name != "auto" and (reason := why_not(name)) is not None:
+        raise BackendUnavailableError(f"backend {name!r} is unavailable: {reason}")
+    token = _selected.set(name)
+    try:
+        yield
+    finally:
+        _selected.reset(token)
+
+
+def implementation(op: str, device_type: str) -> Kernel:
+    """The function that serves operator ``op`` on ``device_type`` (``"cpu"``, ``"cuda"``, ...) now.
+
+    Raises:
+        BackendUnavailableError: nothing can serve it; the message names operator, backend and reason.
+    """
+    key = (_selected.get() or _from_environment, op, device_type)
+    kernel = _resolved.get(key)
+    if kernel is None:
+        kernel = _resolved[key] = _resolve(*key)
+    return kernel
+
+
+def _resolve(backend: str, op: str, device_type: str) -> Kernel:
+    _known(backend, "WINO_BACKEND")
+    refusals = []
+    for name in BACKENDS if backend == "auto" else (backend,):
+        reason = _refusal(name, op, device_type)
+        if reason is None:
+            return _load(name).kernels[op]
+        refusals.append(f"{name}: {reason}")
+        if backend == "auto" and _serves(name, device_type) and why_not(name) is not None:
+            if _load(name).refused:
+                raise BackendUnavailableError(reason)
+            _warn_unloadable(name)
+    raise BackendUnavailableError(
+        f"operator {op!r} on device {device_type!r}: backend {backend!r} cannot serve it ({'; '.join(refusals)})"
+    )
+
+
+def _serves(backend: str, device_type: str) -> bool:
+    devices = _DEVICES[backend]
+    return devices is None or device_type in devices
+
+
+def _refusal(backend: str, op: str, device_type: str) -> str | None:
+    if not _serves(backend, device_type):
+        return f"does not run on {device_type} tensors"
+    loaded = _load(backend)
+    if loaded.reason is not None:
+        return loaded.reason
+    return None if op in loaded.kernels else "has no kernel for this operator"
+
+
+@functools.cache
+def _warn_unloadable(backend: str) -> None:
+    warnings.warn(
+        f"wino_kernels: backend {backend!r} is unavailable ({why_not(backend)}); slower ones are used instead. "
+        "`python -m wino_kernels.env_report` says what to do.",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
+def _native() -> Any:
+    if (reason := why_not("cpu")) is not None:
+        raise BackendUnavailableError(f"backend 'cpu' is unavailable: {reason}")
+    return importlib.import_module("wino_kernels._C")
+
+
+def cpu_isa() -> str:
+    """The instruction set the cpu backend runs on now: one of ``CPU_ISAS``."""
+    return str(_native().isa())
+
+
+def why_not_cpu_isa(name: str) -> str | None:
+    """The reason why the cpu backend cannot run on instruction set ``name`` here, or None when it can."""
+    if name not in CPU_ISAS:
+        return f"unknown instruction set; expected one of {', '.join(CPU_ISAS)}"
+    return _native().why_not_isa(name) or None
+
+
+@contextlib.contextmanager
+def use_cpu_isa(name: str) -> Iterator[None]:
+    """Run the cpu backend on instruction set ``name`` inside the ``with`` block (the whole process; meant for tests).
+
+    Raises:
+        BackendUnavailableError: this machine or this build does not have it (the message says which).
+    """
+    if (reason := why_not_cpu_isa(name)) is not None:
+        raise BackendUnavailableError(f"instruction set {name!r} is unavailable: {reason}")
+    native = _native()
+    before = native.isa()
+    native.set_isa(name)
+    try:
+        yield
+    finally:
+        native.set_isa(before)

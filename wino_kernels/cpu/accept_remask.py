@@ -1,0 +1,71 @@
+"""accept_remask_ on the CPU (SPEC sections 3, 3a, 6)."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from wino_kernels import _C
+
+
+@lru_cache(maxsize=64)
+def exact_fraction(value: float) -> tuple[int, int]:
+    """The decimal that ``value`` was written as: 0.7 is 7 / 10, and not the float next to it."""
+    fraction = Fraction(repr(float(value))).limit_denominator(10**6)
+    return fraction.numerator, fraction.denominator
+
+
+def accept_remask_(
+    tokens: Tensor,
+    masked: Tensor,
+    revocable: Tensor,
+    token_ids: Tensor,
+    confidence: Tensor,
+    last_accepted: Tensor,
+    mask_id: int,
+    threshold: Tensor,
+    threshold_back: Tensor,
+    accept_fraction: float = 0.7,
+    min_accept: int = 5,
+    max_accept: int = 20,
+    verify_last: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, K = tokens.shape
+    accepted = torch.empty_like(last_accepted)
+    remasked = torch.empty_like(last_accepted)
+    status = torch.empty_like(last_accepted)
+    numerator, denominator = exact_fraction(accept_fraction)
+    _C.accept_remask(
+        B,
+        K,
+        tokens.data_ptr(),
+        tokens.stride(0),
+        masked.data_ptr(),
+        masked.stride(0),
+        revocable.data_ptr(),
+        revocable.stride(0),
+        token_ids.data_ptr(),
+        K,
+        confidence.data_ptr(),
+        K,
+        last_accepted.data_ptr(),
+        1,
+        mask_id,
+        threshold.data_ptr(),
+        threshold.dim(),
+        threshold_back.data_ptr(),
+        threshold_back.dim(),
+        numerator,
+        denominator,
+        min_accept,
+        max_accept,
+        verify_last,
+        accepted.data_ptr(),
+        remasked.data_ptr(),
+        status.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return accepted, remasked, status

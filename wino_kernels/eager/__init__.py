@@ -1,0 +1,28 @@
+"""The executable definition of every operator: plain torch, any device, no speed intended.
+
+Each function takes the arguments of its ``torch.library`` schema in order, already checked by ``wino_kernels.ops``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from wino_kernels.eager.accept import accept_
+from wino_kernels.eager.accept_remask import accept_remask_
+from wino_kernels.eager.linear_score_tokens import linear_score_tokens
+from wino_kernels.eager.score_tokens import score_tokens
+from wino_kernels.eager.shadow_attention import shadow_attention
+from wino_kernels.eager.trajectory_loss import trajectory_loss, trajectory_loss_backward
+from wino_kernels.eager.wino_step import wino_step_
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "score_tokens": score_tokens,
+    "linear_score_tokens": linear_score_tokens,
+    "accept_remask_": accept_remask_,
+    "accept_": accept_,
+    "wino_step_": wino_step_,
+    "shadow_attention": shadow_attention,
+    "trajectory_loss": trajectory_loss,
+    "trajectory_loss_backward": trajectory_loss_backward,
+}

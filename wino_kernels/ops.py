@@ -1,0 +1,664 @@
+"""The operators as ``torch.library`` knows them: schemas, argument checks, fakes, dispatch to a backend.
+
+Checks look at dtype, shape, device and stride only, never at data: they run before anything is touched, in the operator
+and in its fake, so eager, compiled and direct ``torch.ops.wino`` calls refuse the same arguments with the same words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wino_kernels.backends import implementation
+
+LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FLOAT_DTYPES = (*LOGITS_DTYPES, torch.float64)
+_INT64 = (torch.int64,)
+_INT32 = (torch.int32,)
+_BOOL = (torch.bool,)
+_FLOAT32 = (torch.float32,)
+_COUNT_DTYPES = (torch.int32, torch.int64)
+_CPU = torch.device("cpu")
+
+
+def _expect(op: str, name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: Any, device: Any) -> None:
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {name} must be {wanted}, got {str(tensor.dtype).removeprefix('torch.')}")
+    if tensor.shape != shape:
+        raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{op}: {name} must be on device {device}, got {tensor.device}")
+
+
+def _expect_dims(op: str, name: str, tensor: Tensor, dims: int, described: str) -> None:
+    if tensor.dim() != dims:
+        raise ValueError(f"{op}: {name} must have shape {described}, got {tuple(tensor.shape)}")
+
+
+def _expect_unit_stride(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        raise ValueError(f"{op}: {name} must have unit stride in its last dimension, got strides {tensor.stride()}")
+
+
+def _expect_writable(op: str, name: str, tensor: Tensor) -> None:
+    """An in-place ``(B, K)`` tensor: unit stride within a row, rows that do not share memory."""
+    rows, columns = tensor.shape
+    _expect_unit_stride(op, name, tensor)
+    if tensor.stride(0) < columns and rows > 1:
+        raise ValueError(f"{op}: rows of {name} must not overlap in memory, got strides {tensor.stride()}")
+
+
+def _expect_per_row(op: str, name: str, value: Tensor, dtypes: Sequence[torch.dtype], rows: Any, device: Any) -> None:
+    """A host scalar (0-dim on the CPU) or one value per row."""
+    if value.dim() == 0 and value.is_cpu:
+        if value.dtype in dtypes:
+            return
+        rows, device = (), _CPU
+    _expect(op, name, value, dtypes, rows, device)
+
+
+def _expect_noise(
+    op: str, temperature: Tensor | None, seed: Tensor | None, shape: torch.Size, device: torch.device
+) -> None:
+    if (temperature is None) != (seed is None):
+        present, absent = ("temperature", "seed") if seed is None else ("seed", "temperature")
+        raise ValueError(f"{op}: temperature and seed must be given together, got {present} without {absent}")
+    if temperature is not None and seed is not None:
+        _expect_per_row(op, "temperature", temperature, _FLOAT32, shape, device)
+        _expect(op, "seed", seed, _INT64, shape, device)
+
+
+def _check_logits(op: str, logits: Tensor) -> None:
+    _expect(op, "logits", logits, LOGITS_DTYPES, logits.shape, logits.device)
+    if logits.dim() < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"{op}: logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+    _expect_unit_stride(op, "logits", logits)
+
+
+def _check_score_tokens(
+    logits: Tensor, candidate_ids: Tensor, *, temperature: Tensor | None = None, seed: Tensor | None = None
+) -> None:
+    _check_logits("score_tokens", logits)
+    shape, device = logits.shape[:-1], logits.device
+    _expect("score_tokens", "candidate_ids", candidate_ids, _INT64, shape, device)
+    _expect_noise("score_tokens", temperature, seed, shape, device)
+
+
+def _check_head(op: str, hidden: Tensor, weight: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    if hidden.dim() < 1 or hidden.shape[-1] < 1:
+        raise ValueError(f"{op}: hidden must have shape (..., H) with H >= 1, got {tuple(hidden.shape)}")
+    _expect(op, "hidden", hidden, dtypes, hidden.shape, hidden.device)
+    _expect_dims(op, "weight", weight, 2, f"(V, {hidden.shape[-1]})")
+    if weight.shape[0] < 1:
+        raise ValueError(f"{op}: weight must have shape (V, H) with V >= 1, got {tuple(weight.shape)}")
+    _expect(op, "weight", weight, (hidden.dtype,), (weight.shape[0], hidden.shape[-1]), hidden.device)
+    _expect_unit_stride(op, "hidden", hidden)
+    _expect_unit_stride(op, "weight", weight)
+
+
+def _check_linear_score_tokens(
+    hidden: Tensor,
+    weight: Tensor,
+    candidate_ids: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    round_to: torch.dtype | None = None,
+) -> None:
+    op = "linear_score_tokens"
+    _check_head(op, hidden, weight, LOGITS_DTYPES)
+    shape, device = hidden.shape[:-1], hidden.device
+    _expect(op, "candidate_ids", candidate_ids, _INT64, shape, device)
+    if bias is not None:
+        _expect(op, "bias", bias, (hidden.dtype,), (weight.shape[0],), device)
+        _expect_unit_stride(op, "bias", bias)
+    _expect_noise(op, temperature, seed, shape, device)
+    if round_to is not None and round_to not in LOGITS_DTYPES:
+        raise ValueError(f'{op}: round_to must be "input", float32, bfloat16 or float16, got {round_to}')
+
+
+def _check_block(op: str, tokens: Tensor, masked: Tensor) -> None:
+    _expect_dims(op, "tokens", tokens, 2, "(B, K)")
+    _expect(op, "tokens", tokens, _INT64, tokens.shape, tokens.device)
+    _expect(op, "masked", masked, _BOOL, tokens.shape, tokens.device)
+    _expect_writable(op, "tokens", tokens)
+    _expect_writable(op, "masked", masked)
+
+
+def _check_revocable(op: str, tokens: Tensor, revocable: Tensor, last_accepted: Tensor) -> None:
+    _expect(op, "revocable", revocable, _BOOL, tokens.shape, tokens.device)
+    _expect_writable(op, "revocable", revocable)
+    _expect(op, "last_accepted", last_accepted, _INT32, tokens.shape[:1], tokens.device)
+    _expect_unit_stride(op, "last_accepted", last_accepted)
+
+
+def _check_draft(op: str, tokens: Tensor, token_ids: Tensor, confidence: Tensor) -> None:
+    _expect(op, "token_ids", token_ids, _INT64, tokens.shape, tokens.device)
+    _expect(op, "confidence", confidence, _FLOAT32, tokens.shape, tokens.device)
+
+
+def _check_distinct(op: str, masked: Tensor, revocable: Tensor) -> None:
+    """Needs addresses, so it has no place in a fake."""
+    if masked.data_ptr() == revocable.data_ptr() and masked.numel():
+        raise ValueError(f"{op}: masked and revocable must not share memory, got the same address for both")
+
+
+def _check_rule(
+    op: str,
+    tokens: Tensor,
+    mask_id: int,
+    threshold: Tensor,
+    threshold_back: Tensor,
+    accept_fraction: float = 0.7,
+    min_accept: int = 5,
+    max_accept: int = 20,
+    verify_last: bool = False,
+) -> None:
+    rows, device = tokens.shape[:1], tokens.device
+    _expect_per_row(op, "threshold", threshold, _FLOAT32, rows, device)
+    _expect_per_row(op, "threshold_back", threshold_back, _FLOAT32, rows, device)
+    if mask_id < 0:
+        raise ValueError(f"{op}: mask_id must be >= 0, got {mask_id}")
+    if not 0.0 <= accept_fraction <= 1.0:
+        raise ValueError(f"{op}: accept_fraction must be in [0, 1], got {accept_fraction}")
+    if min_accept < 0:
+        raise ValueError(f"{op}: min_accept must be >= 0, got {min_accept}")
+    if max_accept < 1:
+        raise ValueError(f"{op}: max_accept must be >= 1, got {max_accept}")
+
+
+def _check_either(tokens: Tensor, threshold: Tensor | None, count: Tensor | None) -> None:
+    op = "accept_"
+    if (threshold is None) == (count is None):
+        given = "neither" if threshold is None else "both"
+        raise ValueError(f"{op}: exactly one of threshold and count must be given, got {given}")
+    rows, device = tokens.shape[:1], tokens.device
+    if threshold is not None:
+        _expect_per_row(op, "threshold", threshold, _FLOAT32, rows, device)
+    if count is not None:
+        _expect_per_row(op, "count", count, _COUNT_DTYPES, rows, device)
+
+
+def _check_wino_step(
+    logits: Tensor,
+    tokens: Tensor,
+    masked: Tensor,
+    revocable: Tensor,
+    last_accepted: Tensor,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> None:
+    op = "wino_step_"
+    _check_block(op, tokens, masked)
+    _check_revocable(op, tokens, revocable, last_accepted)
+    shape, device = tokens.shape, tokens.device
+    _check_logits(op, logits)
+    _expect(op, "logits", logits, LOGITS_DTYPES, (*shape, logits.shape[-1]), device)
+    if temperature is not None and temperature.dim() == 1:  # one per sequence
+        _expect(op, "temperature", temperature, _FLOAT32, shape[:1], device)
+        temperature = temperature[:, None].expand(shape)
+    _expect_noise(op, temperature, seed, shape, device)
+
+
+def _is_plain_draft(tokens: Tensor, masked: Tensor, token_ids: Tensor, confidence: Tensor) -> bool:
+    """Dense, well-formed CPU tensors, the ordinary case: found out in one go, as each look at a tensor costs 50 ns."""
+    shape = tokens.shape
+    return (
+        tokens.is_cpu
+        and masked.is_cpu
+        and token_ids.is_cpu
+        and confidence.is_cpu
+        and tokens.dtype is torch.int64
+        and masked.dtype is torch.bool
+        and token_ids.dtype is torch.int64
+        and confidence.dtype is torch.float32
+        and len(shape) == 2
+        and masked.shape == shape
+        and token_ids.shape == shape
+        and confidence.shape == shape
+        and tokens.is_contiguous()
+        and masked.is_contiguous()
+        and token_ids.is_contiguous()
+        and confidence.is_contiguous()
+    )
+
+
+def _is_plain_state(tokens: Tensor, revocable: Tensor, last_accepted: Tensor) -> bool:
+    shape = tokens.shape
+    return (
+        revocable.is_cpu
+        and last_accepted.is_cpu
+        and revocable.dtype is torch.bool
+        and last_accepted.dtype is torch.int32
+        and revocable.shape == shape
+        and last_accepted.shape == shape[:1]
+        and revocable.is_contiguous()
+        and last_accepted.is_contiguous()
+    )
+
+
+def _check_shadow_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_shadow: int,
+    block_start: Tensor,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> None:
+    op = "shadow_attention"
+    _expect_dims(op, "query", query, 4, "(B, Hq, Lq, d)")
+    _expect_dims(op, "key", key, 4, "(B, Hkv, Lk, d)")
+    batch, heads, num_queries, width = query.shape
+    key_heads, num_keys = key.shape[1], key.shape[2]
+    device = query.device
+    _expect(op, "query", query, _FLOAT_DTYPES, query.shape, device)
+    if width < 1:
+        raise ValueError(f"{op}: query must have shape (B, Hq, Lq, d) with d >= 1, got {tuple(query.shape)}")
+    _expect(op, "key", key, (query.dtype,), (batch, key_heads, num_keys, width), device)
+    if key_heads < 1 or heads % key_heads:
+        raise ValueError(f"{op}: the heads of key must divide the {heads} heads of query, got {key_heads}")
+    _expect(op, "value", value, (query.dtype,), key.shape, device)
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        _expect_unit_stride(op, name, tensor)
+    most = min(num_queries, num_keys)
+    if not 0 <= num_shadow <= most:
+        raise ValueError(f"{op}: num_shadow must be in [0, min(Lq, Lk) = {most}], got {num_shadow}")
+    _expect(op, "block_start", block_start, _INT64, (batch,), device)
+    if key_padding_mask is not None:
+        _expect(op, "key_padding_mask", key_padding_mask, _BOOL, (batch, num_keys), device)
+    if scale is not None and not abs(scale) < float("inf"):
+        raise ValueError(f"{op}: scale must be finite, got {scale}")
+
+
+def _check_trajectory_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    target_mask: Tensor,
+    candidate_mask: Tensor,
+    threshold: Tensor,
+    threshold_back: Tensor,
+) -> None:
+    op = "trajectory_loss"
+    _check_head(op, hidden, weight, _FLOAT_DTYPES)
+    if hidden.dim() < 2:
+        raise ValueError(f"{op}: hidden must have shape (..., H) with at least 2 dimensions, got {tuple(hidden.shape)}")
+    shape, device = hidden.shape[:-1], hidden.device
+    _expect(op, "labels", labels, _INT64, shape, device)
+    _expect(op, "target_mask", target_mask, _BOOL, shape, device)
+    _expect(op, "candidate_mask", candidate_mask, _BOOL, shape, device)
+    _expect_per_row(op, "threshold", threshold, _FLOAT32, (), device)
+    _expect_per_row(op, "threshold_back", threshold_back, _FLOAT32, (), device)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Kernels read small per-row inputs as dense arrays; logits and in-place tensors keep their strides."""
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _dense_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _dense(tensor)
+
+
+def _given_dtype(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Inside, matrix products keep the dtype they are given, whatever the ambient autocast."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _score_tokens(
+    logits: Tensor, candidate_ids: Tensor, *, temperature: Tensor | None = None, seed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    _check_score_tokens(logits, candidate_ids, temperature=temperature, seed=seed)
+    kernel = implementation("score_tokens", logits.device.type)
+    return kernel(logits, _dense(candidate_ids), _dense_or_none(temperature), _dense_or_none(seed))
+
+
+def _linear_score_tokens(
+    hidden: Tensor,
+    weight: Tensor,
+    candidate_ids: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    round_to: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check_linear_score_tokens(
+        hidden, weight, candidate_ids, bias=bias, temperature=temperature, seed=seed, round_to=round_to
+    )
+    kernel = implementation("linear_score_tokens", hidden.device.type)
+    ids, temperature, seed = _dense(candidate_ids), _dense_or_none(temperature), _dense_or_none(seed)
+    with _given_dtype(hidden.device):
+        return kernel(hidden, weight, ids, bias, temperature, seed, round_to)
+
+
+def _accept_remask_(
+    tokens: Tensor,
+    masked: Tensor,
+    revocable: Tensor,
+    token_ids: Tensor,
+    confidence: Tensor,
+    last_accepted: Tensor,
+    *,
+    mask_id: int,
+    threshold: Tensor,
+    threshold_back: Tensor,
+    accept_fraction: float = 0.7,
+    min_accept: int = 5,
+    max_accept: int = 20,
+    verify_last: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "accept_remask_"
+    if not (
+        _is_plain_draft(tokens, masked, token_ids, confidence) and _is_plain_state(tokens, revocable, last_accepted)
+    ):
+        _check_block(op, tokens, masked)
+        _check_revocable(op, tokens, revocable, last_accepted)
+        _check_draft(op, tokens, token_ids, confidence)
+        token_ids, confidence = _dense(token_ids), _dense(confidence)
+    _check_rule(op, tokens, mask_id, threshold, threshold_back, accept_fraction, min_accept, max_accept)
+    _check_distinct(op, masked, revocable)
+    return implementation("accept_remask_", tokens.device.type)(
+        tokens,
+        masked,
+        revocable,
+        token_ids,
+        confidence,
+        last_accepted,
+        mask_id,
+        _dense(threshold),
+        _dense(threshold_back),
+        accept_fraction,
+        min_accept,
+        max_accept,
+        verify_last,
+    )
+
+
+def _accept_(
+    tokens: Tensor,
+    masked: Tensor,
+    token_ids: Tensor,
+    confidence: Tensor,
+    *,
+    threshold: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if not _is_plain_draft(tokens, masked, token_ids, confidence):
+        _check_block("accept_", tokens, masked)
+        _check_draft("accept_", tokens, token_ids, confidence)
+        token_ids, confidence = _dense(token_ids), _dense(confidence)
+    _check_either(tokens, threshold, count)
+    kernel = implementation("accept_", tokens.device.type)
+    return kernel(tokens, masked, token_ids, confidence, _dense_or_none(threshold), _dense_or_none(count))
+
+
+def _wino_step_(
+    logits: Tensor,
+    tokens: Tensor,
+    masked: Tensor,
+    revocable: Tensor,
+    last_accepted: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    mask_id: int,
+    threshold: Tensor,
+    threshold_back: Tensor,
+    accept_fraction: float = 0.7,
+    min_accept: int = 5,
+    max_accept: int = 20,
+    verify_last: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "wino_step_"
+    _check_wino_step(logits, tokens, masked, revocable, last_accepted, temperature, seed)
+    _check_rule(op, tokens, mask_id, threshold, threshold_back, accept_fraction, min_accept, max_accept)
+    _check_distinct(op, masked, revocable)
+    if temperature is not None and temperature.dim() == 1:
+        temperature = temperature[:, None].expand(tokens.shape)
+    return implementation("wino_step_", tokens.device.type)(
+        logits,
+        tokens,
+        masked,
+        revocable,
+        last_accepted,
+        _dense_or_none(temperature),
+        _dense_or_none(seed),
+        mask_id,
+        _dense(threshold),
+        _dense(threshold_back),
+        accept_fraction,
+        min_accept,
+        max_accept,
+        verify_last,
+    )
+
+
+def _shadow_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_shadow: int,
+    block_start: Tensor,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    _check_shadow_attention(
+        query,
+        key,
+        value,
+        num_shadow=num_shadow,
+        block_start=block_start,
+        key_padding_mask=key_padding_mask,
+        scale=scale,
+    )
+    kernel = implementation("shadow_attention", query.device.type)
+    with _given_dtype(query.device):
+        return kernel(query, key, value, num_shadow, _dense(block_start), _dense_or_none(key_padding_mask), scale)
+
+
+def _trajectory_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    target_mask: Tensor,
+    candidate_mask: Tensor,
+    threshold: Tensor,
+    threshold_back: Tensor,
+) -> tuple[Tensor, Tensor]:
+    _check_trajectory_loss(hidden, weight, labels, target_mask, candidate_mask, threshold, threshold_back)
+    kernel = implementation("trajectory_loss", hidden.device.type)
+    with _given_dtype(hidden.device):
+        return kernel(hidden, weight, labels, target_mask, candidate_mask, threshold, threshold_back)
+
+
+def _trajectory_loss_backward(
+    grad_sums: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    target_mask: Tensor,
+    candidate_mask: Tensor,
+    threshold: Tensor,
+    threshold_back: Tensor,
+    weight_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    kernel = implementation("trajectory_loss_backward", hidden.device.type)
+    with _given_dtype(hidden.device):
+        return kernel(
+            grad_sums,
+            hidden,
+            weight,
+            labels,
+            target_mask,
+            candidate_mask,
+            threshold,
+            threshold_back,
+            weight_gradient,
+        )
+
+
+def _scores_like(candidate_ids: Tensor) -> tuple[Tensor, Tensor]:
+    shape = candidate_ids.shape
+    return candidate_ids.new_empty(shape), candidate_ids.new_empty(shape, dtype=torch.float32)
+
+
+def _counters_like(tokens: Tensor, number: int) -> tuple[Tensor, ...]:
+    return tuple(tokens.new_empty(tokens.shape[:1], dtype=torch.int32) for _ in range(number))
+
+
+def _score_tokens_fake(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    _check_score_tokens(*args, **kwargs)
+    return _scores_like(args[1])
+
+
+def _linear_score_tokens_fake(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    _check_linear_score_tokens(*args, **kwargs)
+    return _scores_like(args[2])
+
+
+def _accept_remask_fake(
+    tokens: Tensor,
+    masked: Tensor,
+    revocable: Tensor,
+    token_ids: Tensor,
+    confidence: Tensor,
+    last_accepted: Tensor,
+    **rule: Any,
+) -> tuple[Tensor, ...]:
+    op = "accept_remask_"
+    _check_block(op, tokens, masked)
+    _check_revocable(op, tokens, revocable, last_accepted)
+    _check_draft(op, tokens, token_ids, confidence)
+    _check_rule(op, tokens, **rule)
+    return _counters_like(tokens, 3)
+
+
+def _accept_fake(
+    tokens: Tensor,
+    masked: Tensor,
+    token_ids: Tensor,
+    confidence: Tensor,
+    *,
+    threshold: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    _check_block("accept_", tokens, masked)
+    _check_draft("accept_", tokens, token_ids, confidence)
+    _check_either(tokens, threshold, count)
+    return _counters_like(tokens, 2)
+
+
+def _wino_step_fake(
+    logits: Tensor,
+    tokens: Tensor,
+    masked: Tensor,
+    revocable: Tensor,
+    last_accepted: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    **rule: Any,
+) -> tuple[Tensor, ...]:
+    _check_wino_step(logits, tokens, masked, revocable, last_accepted, temperature, seed)
+    _check_rule("wino_step_", tokens, **rule)
+    return _counters_like(tokens, 3)
+
+
+def _shadow_attention_fake(*args: Any, **kwargs: Any) -> Tensor:
+    _check_shadow_attention(*args, **kwargs)
+    return args[0].new_empty(args[0].shape)
+
+
+def _trajectory_loss_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    _check_trajectory_loss(*args)
+    hidden = args[0]
+    precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    return hidden.new_empty(3, dtype=precise), hidden.new_empty(3, dtype=torch.int64)
+
+
+def _trajectory_loss_backward_fake(
+    grad_sums: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    weight_gradient = rest[-1]
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape if weight_gradient else 0)
+
+
+_RULE = (
+    "int mask_id, Tensor threshold, Tensor threshold_back, float accept_fraction=0.7, int min_accept=5, "
+    "int max_accept=20, bool verify_last=False"
+)
+_LOSS_INPUTS = (
+    "Tensor hidden, Tensor weight, Tensor labels, Tensor target_mask, Tensor candidate_mask, Tensor threshold, "
+    "Tensor threshold_back"
+)
+_NOISE = "Tensor? temperature=None, Tensor? seed=None"
+
+#: The order of these arguments is the positional order of a backend's function.
+SCHEMAS = (
+    f"score_tokens(Tensor logits, Tensor candidate_ids, *, {_NOISE}) -> (Tensor token_ids, Tensor confidence)",
+    f"linear_score_tokens(Tensor hidden, Tensor weight, Tensor candidate_ids, *, Tensor? bias=None, {_NOISE}, "
+    + "ScalarType? round_to=None) -> (Tensor token_ids, Tensor confidence)",
+    "accept_remask_(Tensor(a!) tokens, Tensor(b!) masked, Tensor(c!) revocable, Tensor token_ids, Tensor confidence, "
+    + f"Tensor(d!) last_accepted, *, {_RULE}) -> (Tensor num_accepted, Tensor num_remasked, Tensor status)",
+    "accept_(Tensor(a!) tokens, Tensor(b!) masked, Tensor token_ids, Tensor confidence, *, Tensor? threshold=None, "
+    + "Tensor? count=None) -> (Tensor num_accepted, Tensor status)",
+    "wino_step_(Tensor logits, Tensor(a!) tokens, Tensor(b!) masked, Tensor(c!) revocable, Tensor(d!) last_accepted, "
+    + f"*, {_NOISE}, {_RULE}) -> (Tensor num_accepted, Tensor num_remasked, Tensor status)",
+    "shadow_attention(Tensor query, Tensor key, Tensor value, *, int num_shadow, Tensor block_start, "
+    + "Tensor? key_padding_mask=None, float? scale=None) -> Tensor",
+    f"trajectory_loss({_LOSS_INPUTS}) -> (Tensor sums, Tensor counts)",
+    f"trajectory_loss_backward(Tensor grad_sums, {_LOSS_INPUTS}, bool weight_gradient) "
+    + "-> (Tensor grad_hidden, Tensor grad_weight)",
+)
+_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "score_tokens": (_score_tokens, _score_tokens_fake),
+    "linear_score_tokens": (_linear_score_tokens, _linear_score_tokens_fake),
+    "accept_remask_": (_accept_remask_, _accept_remask_fake),
+    "accept_": (_accept_, _accept_fake),
+    "wino_step_": (_wino_step_, _wino_step_fake),
+    "shadow_attention": (_shadow_attention, _shadow_attention_fake),
+    "trajectory_loss": (_trajectory_loss, _trajectory_loss_fake),
+    "trajectory_loss_backward": (_trajectory_loss_backward, _trajectory_loss_backward_fake),
+}
+
+# Library rather than custom_op: the latter costs more per call than a whole accept step.
+_library = torch.library.Library("wino", "DEF")
+for _schema in SCHEMAS:
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+for _name, (_operator, _fake) in _OPERATORS.items():
+    _library.impl(_name, _operator, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"wino::{_name}", _fake, lib=_library)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad_sums: Tensor, _grad_counts: Tensor | None) -> tuple[Tensor | None, ...]:
+    weight_gradient = ctx.needs_input_grad[1]
+    grad_hidden, grad_weight = torch.ops.wino.trajectory_loss_backward(grad_sums, *ctx.saved_tensors, weight_gradient)
+    return grad_hidden, grad_weight if weight_gradient else None, None, None, None, None, None
+
+
+torch.library.register_autograd("wino::trajectory_loss", _backward, setup_context=_save_for_backward, lib=_library)
+
+# Resolved overloads: a public function calls these without looking them up again.
+score_tokens = torch.ops.wino.score_tokens.default
+linear_score_tokens = torch.ops.wino.linear_score_tokens.default
+accept_remask_ = torch.ops.wino.accept_remask_.default
+accept_ = torch.ops.wino.accept_.default
+wino_step_ = torch.ops.wino.wino_step_.default
+shadow_attention = torch.ops.wino.shadow_attention.default
+trajectory_loss = torch.ops.wino.trajectory_loss.default
