@@ -20,11 +20,13 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python benchmarks/bench_score_tokens.py
-	$(BIN)/python benchmarks/bench_accept_remask.py
+	rm -f docs/bench.jsonl
+	$(BIN)/python -m pytest benchmarks --rows docs/bench.jsonl
+	$(BIN)/python benchmarks/tables.py
 
 quality: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/quality.py report
+	$(BIN)/python benchmarks/tables.py
 
 tiny: $(VENV)/installed-dev
 	$(BIN)/python -m wino.pretrain --out build/wino-tiny --work build/wino-tiny-run

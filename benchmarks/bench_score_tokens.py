@@ -1,6 +1,6 @@
 """score_tokens at LLaDA's vocabulary: against the published formulation, torch.compile, and the machine's limits.
 
-    pytest benchmarks/bench_score_tokens.py
+pytest benchmarks/bench_score_tokens.py
 """
 
 from __future__ import annotations

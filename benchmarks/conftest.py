@@ -88,7 +88,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not _ROWS:
         return
     isa = wino_kernels.backends.cpu_isa()
-    terminalreporter.section(f"{platform.machine()} {isa}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    terminalreporter.section(
+        f"{platform.machine()} {isa}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
     for row in _ROWS:
         terminalreporter.write_line(_line(row))
     if path := config.getoption("--rows"):

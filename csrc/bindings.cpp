@@ -1,4 +1,5 @@
-// Exports of the native kernels: addresses, sizes and strides in, nothing checked. The callers in wino_kernels/cpu check.
+// Exports of the native kernels: addresses, sizes and strides in, nothing checked. The callers in wino_kernels/cpu
+// check.
 #include <pybind11/pybind11.h>
 
 #include <memory>
@@ -7,6 +8,7 @@
 
 #include "cpu/select.h"
 #include "cpu/threads.h"
+#include "exchange.h"
 
 namespace py = pybind11;
 
@@ -72,7 +74,8 @@ AcceptRemaskArgs accept_remask_args(const BlockArgs& block, Address revocable, i
 }
 
 void score_tokens(Address logits, int dtype, int64_t outer, int64_t inner, int64_t V, int64_t outer_stride,
-                  int64_t inner_stride, Address candidate_ids, Address temperature, int64_t temperature_stride, Address seed, Address token_ids, Address confidence, int threads) {
+                  int64_t inner_stride, Address candidate_ids, Address temperature, int64_t temperature_stride,
+                  Address seed, Address token_ids, Address confidence, int threads) {
   ScoreArgs args = score_args(logits, dtype, outer, inner, V, outer_stride, inner_stride, temperature,
                               temperature_stride, seed, threads);
   args.candidate_ids = at<const int64_t>(candidate_ids);
@@ -111,22 +114,21 @@ void accept(int64_t B, int64_t K, Address tokens, int64_t tokens_stride, Address
 }
 
 void wino_step(Address logits, int dtype, int64_t B, int64_t K, int64_t V, int64_t outer_stride, int64_t inner_stride,
-               Address temperature, int64_t temperature_stride, Address seed,
-               Address tokens, int64_t tokens_stride, Address masked, int64_t masked_stride, Address revocable,
-               int64_t revocable_stride, Address last, int64_t last_stride, int64_t mask_id, Address threshold,
-               int64_t threshold_stride, Address threshold_back, int64_t threshold_back_stride, int64_t numerator,
-               int64_t denominator, int64_t min_accept, int64_t max_accept, bool verify_last, Address accepted,
-               Address remasked, Address status, int threads) {
-  const ScoreArgs score = score_args(logits, dtype, B, K, V, outer_stride, inner_stride, temperature,
-                                     temperature_stride, seed, threads);
+               Address temperature, int64_t temperature_stride, Address seed, Address tokens, int64_t tokens_stride,
+               Address masked, int64_t masked_stride, Address revocable, int64_t revocable_stride, Address last,
+               int64_t last_stride, int64_t mask_id, Address threshold, int64_t threshold_stride,
+               Address threshold_back, int64_t threshold_back_stride, int64_t numerator, int64_t denominator,
+               int64_t min_accept, int64_t max_accept, bool verify_last, Address accepted, Address remasked,
+               Address status, int threads) {
+  const ScoreArgs score =
+      score_args(logits, dtype, B, K, V, outer_stride, inner_stride, temperature, temperature_stride, seed, threads);
   const BlockArgs block =
       block_args(B, K, tokens, tokens_stride, masked, masked_stride, accepted, remasked, status, threads);
   const std::unique_ptr<int64_t[]> scratch(new int64_t[3 * B * K]);
-  kernels().wino_step(
-      accept_remask_args(block, revocable, revocable_stride, last, last_stride, mask_id, threshold, threshold_stride,
-                         threshold_back, threshold_back_stride, numerator, denominator, min_accept, max_accept,
-                         verify_last),
-      score, scratch.get());
+  kernels().wino_step(accept_remask_args(block, revocable, revocable_stride, last, last_stride, mask_id, threshold,
+                                         threshold_stride, threshold_back, threshold_back_stride, numerator,
+                                         denominator, min_accept, max_accept, verify_last),
+                      score, scratch.get());
 }
 
 TileArgs tile_args(int64_t rows, Address candidate_ids, Address state) {
@@ -185,6 +187,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("linear_score_tokens_tile", &wino::cpu::linear_score_tokens_tile, release_gil());
   m.def("linear_score_tokens_end", &wino::cpu::linear_score_tokens_end, release_gil());
   m.def("accept_remask", &wino::cpu::accept_remask, release_gil());
+  m.def("use_exchange_of", &wino::use_exchange_of);
+  m.def("accept_remask_dense", &wino::accept_remask_dense);
   m.def("accept", &wino::cpu::accept, release_gil());
   m.def("wino_step", &wino::cpu::wino_step, release_gil());
   m.def("exponentials", &wino::cpu::exponentials, release_gil());

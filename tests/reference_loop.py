@@ -86,7 +86,7 @@ def wino(
                     out.accepted_at[i - first] = out.steps
             for j in doubted:
                 x[j], out.accepted_at[j - first] = mask_id, -1
-            out.branches["re-masked"] += bool(doubted)
+            out.branches["re-masked tokens"] += len(doubted)
             masked |= doubted
             revocable -= doubted
             out.steps += 1
@@ -127,7 +127,9 @@ def _accept(
 def _doubted(out: ReferenceDecode, verify: dict[int, float], threshold_back: float, last: int) -> set[int]:
     doubted = {j for j, value in verify.items() if value < threshold_back}
     out.note_margin(*(abs(value - threshold_back) for value in verify.values()))
-    if len(doubted) >= last:
+    if len(doubted) < last:
+        out.branches["all doubted re-masked"] += bool(doubted)
+    else:
         out.branches["cut to last - 1"] += 1
         worst_first = sorted(verify, key=lambda j: (verify[j], j))
         doubted = set(worst_first[: last - 1])

@@ -25,6 +25,7 @@ __all__ = [
     "cpu_isa",
     "current_backend",
     "implementation",
+    "serving",
     "use_backend",
     "use_cpu_isa",
     "why_not",
@@ -126,17 +127,29 @@ def implementation(op: str, device_type: str) -> Kernel:
 
 
 def _resolve(backend: str, op: str, device_type: str) -> Kernel:
+    name = serving(backend, op, device_type)
+    if backend == "auto":
+        for skipped in BACKENDS[: BACKENDS.index(name)]:
+            if _serves(skipped, device_type) and why_not(skipped) is not None:
+                _warn_unloadable(skipped)
+    return _load(name).kernels[op]
+
+
+def serving(backend: str, op: str, device_type: str) -> str:
+    """The name of the backend that serves ``op`` on ``device_type`` when ``backend`` (or ``"auto"``) is selected.
+
+    Raises:
+        BackendUnavailableError: nothing can serve it; the message names operator, backend and reason.
+    """
     _known(backend, "WINO_BACKEND")
     refusals = []
     for name in BACKENDS if backend == "auto" else (backend,):
         reason = _refusal(name, op, device_type)
         if reason is None:
-            return _load(name).kernels[op]
+            return name
+        if backend == "auto" and _serves(name, device_type) and _load(name).refused:
+            raise BackendUnavailableError(reason)
         refusals.append(f"{name}: {reason}")
-        if backend == "auto" and _serves(name, device_type) and why_not(name) is not None:
-            if _load(name).refused:
-                raise BackendUnavailableError(reason)
-            _warn_unloadable(name)
     raise BackendUnavailableError(
         f"operator {op!r} on device {device_type!r}: backend {backend!r} cannot serve it ({'; '.join(refusals)})"
     )

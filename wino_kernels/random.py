@@ -11,17 +11,16 @@ from torch import Tensor
 __all__ = ["row_seeds", "splitmix64"]
 
 
-def _int64(value: int) -> int:
-    """The int64 with the same 64 bits as ``value`` modulo 2**64."""
-    if -(1 << 63) <= value < 1 << 63:
-        return value
-    value &= 0xFFFFFFFFFFFFFFFF
-    return value - (1 << 64) if value >> 63 else value
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
-_GOLDEN_GAMMA = _int64(0x9E3779B97F4A7C15)
-_MIX_1 = _int64(0xBF58476D1CE4E5B9)
-_MIX_2 = _int64(0x94D049BB133111EB)
+def _bits(value: int, device: torch.device) -> Tensor:
+    """0-dim int64 with the bits of ``value`` modulo 2**64, by halves: no step leaves the range of a traced integer."""
+    low = torch.full((), value % (1 << 32), dtype=torch.int64, device=device)
+    high = torch.full((), value // (1 << 32) % (1 << 32), dtype=torch.int64, device=device)
+    return (high << 32) + low
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
@@ -63,7 +62,7 @@ def row_seeds(request_seed: int | Tensor, step: int | Tensor, positions: Tensor)
 
     def column(value: int | Tensor) -> Tensor:
         if not isinstance(value, Tensor):
-            return torch.full((), _int64(value), dtype=torch.int64, device=positions.device)
+            return _bits(value, positions.device)
         return value[..., None] if value.dim() else value
 
     return splitmix64(splitmix64(splitmix64(column(request_seed)) + column(step)) + positions)
@@ -72,4 +71,4 @@ def row_seeds(request_seed: int | Tensor, step: int | Tensor, positions: Tensor)
 def seeds_of_rows(seed: int, shape: torch.Size, device: torch.device) -> Tensor:
     """What an integer ``seed`` means to an operator: row r gets ``splitmix64(seed + r)``."""
     rows = torch.arange(shape.numel(), dtype=torch.int64, device=device)
-    return splitmix64(rows + _int64(seed)).view(shape)
+    return splitmix64(rows + _bits(seed, device)).view(shape)

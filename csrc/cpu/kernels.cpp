@@ -4,7 +4,14 @@
 
 WINO_CPU_BEGIN
 
-extern const Kernels kKernels = {score_tokens, linear_score_tokens_begin, linear_score_tokens_tile,
-                                 linear_score_tokens_end, accept_remask, accept, wino_step, exponentials, read_once};
+extern const Kernels kKernels = {score_tokens,
+                                 linear_score_tokens_begin,
+                                 linear_score_tokens_tile,
+                                 linear_score_tokens_end,
+                                 accept_remask,
+                                 accept,
+                                 wino_step,
+                                 exponentials,
+                                 read_once};
 
 WINO_CPU_END

@@ -1,4 +1,5 @@
-// The reduction behind a tiled LM head: each tile of logits is folded into the rows' running state while it is in cache.
+// The reduction behind a tiled LM head: each tile of logits is folded into the rows' running state while it is in
+// cache.
 #include "cpu/kernels.h"
 #include "cpu/operators.h"
 #include "cpu/reduce.h"

@@ -40,18 +40,26 @@ WINO_HD float block_max(const T* x, int64_t n) {
 }
 
 // Sum of exp(x - reference); NaN when an x is NaN. Meanwhile the block behind this one is fetched into L1.
+// Equal terms round alike, so errors add up along a chain of additions: two levels keep both chains short.
 template <typename T>
 WINO_HD double block_exp_sum(const T* x, int64_t n, float reference) {
+  constexpr int64_t step = 4 * Vec::N, stretch = 8 * step;
   const Vec::F ref = Vec::splat(reference);
-  Vec::F s[4];
-  for (int k = 0; k < 4; ++k) s[k] = Vec::splat(0.0f);
-  for (int64_t i = 0; i < n; i += 4 * Vec::N) {
-    for (size_t byte = 0; byte < 4 * Vec::N * sizeof(T); byte += 64) {
-      Vec::prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(x) + (i + kBlock) * sizeof(T) + byte));
+  Vec::F total[4];
+  for (int k = 0; k < 4; ++k) total[k] = Vec::splat(0.0f);
+  for (int64_t begin = 0; begin < n; begin += stretch) {
+    const int64_t end = n - begin < stretch ? n : begin + stretch;
+    Vec::F s[4];
+    for (int k = 0; k < 4; ++k) s[k] = Vec::splat(0.0f);
+    for (int64_t i = begin; i < end; i += step) {
+      for (size_t byte = 0; byte < step * sizeof(T); byte += 64) {
+        Vec::prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(x) + (i + kBlock) * sizeof(T) + byte));
+      }
+      for (int k = 0; k < 4; ++k) s[k] = Vec::add(s[k], exp_clamped(Vec::sub(Vec::load(x + i + k * Vec::N), ref)));
     }
-    for (int k = 0; k < 4; ++k) s[k] = Vec::add(s[k], exp_clamped(Vec::sub(Vec::load(x + i + k * Vec::N), ref)));
+    for (int k = 0; k < 4; ++k) total[k] = Vec::add(total[k], s[k]);
   }
-  return reduce_add(Vec::add(Vec::add(s[0], s[1]), Vec::add(s[2], s[3])));
+  return reduce_add(Vec::add(Vec::add(total[0], total[1]), Vec::add(total[2], total[3])));
 }
 
 template <typename T>

@@ -18,8 +18,12 @@ struct Vec {
     memcpy(&a, p, sizeof(a));
     return a;
   }
-  WINO_MEMBER static F load(const BFloat16* p) { return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}; }
-  WINO_MEMBER static F load(const Float16* p) { return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}; }
+  WINO_MEMBER static F load(const BFloat16* p) {
+    return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+  }
+  WINO_MEMBER static F load(const Float16* p) {
+    return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+  }
   WINO_MEMBER static void store(float* p, F a) { memcpy(p, &a, sizeof(a)); }
   WINO_MEMBER static void store(uint32_t* p, U a) { memcpy(p, &a, sizeof(a)); }
   WINO_MEMBER static F add(F a, F b) { return a + b; }

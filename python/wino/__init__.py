@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from wino_kernels import __version__
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-try:
-    import safetensors as _safetensors  # noqa: F401
-    import tokenizers as _tokenizers  # noqa: F401
-    import transformers as _transformers  # noqa: F401
-except ImportError as error:
+_missing = [name for name in ("transformers", "tokenizers", "safetensors") if find_spec(name) is None]
+if _missing:
     raise ImportError(
-        f"wino needs the extra 'decode' ({error.name} is missing): pip install 'wino-kernels[decode]'. "
+        f"wino needs the extra 'decode' ({', '.join(_missing)} missing): pip install 'wino-kernels[decode]'. "
         "The operators alone need no extra: import wino_kernels"
-    ) from error
+    )
 
-from .config import GenerationConfig
-from .generation import GenerationOutput, generate
-from .models import PatchHandle, load, patch
-from .trace import StepRecord
+if TYPE_CHECKING:
+    from wino_kernels import __version__
+
+    from .config import GenerationConfig
+    from .generation import GenerationOutput, generate
+    from .models import PatchHandle, load, patch
+    from .trace import StepRecord
 
 __all__ = [
     "GenerationConfig",
@@ -29,3 +31,27 @@ __all__ = [
     "load",
     "patch",
 ]
+
+# Imported at first use: `wino --help` should not wait for Torch.
+_HOMES = {
+    "GenerationConfig": "wino.config",
+    "GenerationOutput": "wino.generation",
+    "PatchHandle": "wino.models",
+    "StepRecord": "wino.trace",
+    "__version__": "wino_kernels",
+    "generate": "wino.generation",
+    "load": "wino.models",
+    "patch": "wino.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wino' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -46,7 +46,7 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 6000
+    steps: int = 5000
     d_model: int = 192
     n_layers: int = 6
     n_heads: int = 6

@@ -41,16 +41,12 @@ def check_step(blocks: list[oracle.Block], ids: Tensor, confidence: Tensor, **ru
     outputs = wino_kernels.accept_remask_(
         *(state[name] for name in STATE[:3]), ids, confidence, state["last_accepted"], mask_id=MASK, **rule
     )
-    rule.pop("accept_fraction", None)
+    per_row = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in rule.items()}
     branches: collections.Counter[str] = collections.Counter()
     expected = []
-    for row, block in enumerate(blocks):
-        own = {
-            name: value[row].item() if isinstance(value, Tensor) and value.dim() else value
-            for name, value in rule.items()
-        }
-        own = {name: value.item() if isinstance(value, Tensor) else value for name, value in own.items()}
-        expected.append(oracle.wino_step(block, ids[row].tolist(), confidence[row].tolist(), MASK, **own))
+    for row, (block, own_ids, own_confidence) in enumerate(zip(blocks, ids.tolist(), confidence.tolist(), strict=True)):
+        own = {name: value[row] if isinstance(value, list) else value for name, value in per_row.items()}
+        expected.append(oracle.wino_step(block, own_ids, own_confidence, MASK, **own))
         branches.update(block.branches)
     assert torch.stack(outputs, 1).tolist() == [list(row) for row in expected]
     assert all(output.dtype == torch.int32 and output.shape == (len(blocks),) for output in outputs)
@@ -89,7 +85,7 @@ def test_random_steps(path: str, width: int, verify_last: bool) -> None:
         ids = torch.randint(0, 900, (rows, width))
         blocks = random_blocks(rows, width)
         branches += check_step(blocks, ids, confidence, threshold=0.6, threshold_back=0.5, verify_last=verify_last)
-    if width >= 31:
+    if width in (31, 64):
         assert branches.keys() == EVERY_BRANCH | ({"final pass"} if verify_last else set())
         assert min(branches.values()) >= 3, branches
 
@@ -124,10 +120,18 @@ def test_whole_decodes(path: str) -> None:
 
 @over_paths("accept_remask_")
 def test_limit_is_exact(path: str) -> None:
-    """floor(f * m) of the decimal as written, for every m up to 400."""
-    width = 400
+    """floor(f * m) of the decimal as written, where 0.7 * 90 and 0.29 * 100 are just below the integer as floats."""
+    width = 130
     masked = torch.arange(width)[None, :] < torch.arange(1, width + 1)[:, None]  # row m - 1 has m masks
-    for fraction, exact in ((0.7, Fraction(7, 10)), (0.29, Fraction(29, 100)), (1 / 3, Fraction(1, 3)), (1.0, 1), (0.0, 0)):
+    assert math.floor(0.7 * 90) == 62 and math.floor(0.29 * 100) == 28
+    for fraction, exact in (
+        (0.7, Fraction(7, 10)),
+        (0.29, Fraction(29, 100)),
+        (0.84, Fraction(84, 100)),
+        (1 / 3, Fraction(1, 3)),
+        (1.0, 1),
+        (0.0, 0),
+    ):
         for low, high in ((0, 10**6), (5, 20)):
             state = [torch.full((width, width), MASK), masked.clone(), torch.zeros_like(masked)]
             accepted, _, _ = wino_kernels.accept_remask_(
@@ -158,6 +162,7 @@ def test_thresholds_are_float32(path: str) -> None:
         check_step(blocks, torch.arange(6)[None], confidence, threshold=value, threshold_back=value)
         assert blocks[0].masked == {0, 2} and blocks[0].branches == {"n = 1"}
         confidence[0, :3] = 1.0
+        blocks[0].last = 30
         check_step(blocks, torch.arange(6)[None], confidence, threshold=value, threshold_back=value)
         assert 5 in blocks[0].masked and not {3, 4} & blocks[0].masked
 
@@ -233,7 +238,9 @@ def test_nan_that_nobody_reads(path: str) -> None:
     single = oracle.Block([MASK, 4, 5], {0}, {1, 2}, 3)
     read = oracle.Block([MASK, MASK, 5], {0, 1}, {2}, 3)
     confidence = torch.tensor([[0.9, 0.9, NAN], [0.9, NAN, NAN], [0.9, 0.9, NAN]])
-    check_step([fixed, single, read], torch.zeros(3, 3, dtype=torch.int64), confidence, threshold=0.5, threshold_back=0.9)
+    check_step(
+        [fixed, single, read], torch.zeros(3, 3, dtype=torch.int64), confidence, threshold=0.5, threshold_back=0.9
+    )
     assert fixed.branches == set() and single.branches == {"n = 1"} and read.branches == {"NaN"}
     assert read == oracle.Block([MASK, MASK, 5], {0, 1}, {2}, 3, {"NaN"})
 
@@ -352,19 +359,52 @@ def test_verify_last_always_ends(width: int, limits: tuple[Fraction, int, int]) 
 
 def test_verify_last_would_cycle_if_last_stayed() -> None:
     """The search does find cycles: without SPEC section 3a's update of `last` there is one."""
+    assert longest_path(6) > 6
     with pytest.raises(RecursionError, match="can return"):
-        longest_path(5, verify_last_lowers_last=False)
+        longest_path(6, verify_last_lowers_last=False)
+
+
+def ends_by_counts(width: int, limits: tuple[Fraction, int, int], lowers_last: bool = True) -> bool:
+    """The same question on (number masked, last) alone, which decide what a step may do: reaches larger blocks."""
+    fraction, low, high = limits
+
+    def after(masked: int, last: int) -> set[tuple[int, int]]:
+        if not masked:
+            return {(r, last - r if lowers_last else last) for r in range(1, min(width, last - 1) + 1)}
+        limit = max(1, min(max(math.floor(fraction * masked), low), high))
+        revocable = width - masked
+        return {
+            (masked - n + r, n)
+            for n in range(1, min(limit, masked) + 1)
+            for r in range(min(revocable, last - 1) + 1 if n > 1 else 1)
+        }
+
+    open_states, finished = {(width, 30)}, set()
+    while open_states - finished:
+        state = (open_states - finished).pop()
+        open_states |= after(*state)
+        finished.add(state)
+    ending: set[tuple[int, int]] = set()
+    while more := {state for state in finished - ending if after(*state) <= ending}:
+        ending |= more
+    return ending == finished
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_verify_last_always_ends_in_larger_blocks(limits: tuple[Fraction, int, int]) -> None:
+    assert all(ends_by_counts(width, limits) for width in range(1, 33))
+    assert not ends_by_counts(12, LIMITS[0], lowers_last=False)
 
 
 @over_paths("accept_remask_")
 @pytest.mark.parametrize("verify_last", [False, True])
 def test_every_state_of_small_blocks(path: str, verify_last: bool) -> None:
-    """All 81 divisions of four positions, all `last`, all confidences of a small set with ties and the thresholds."""
-    width, values = 4, (0.3, 0.75, 0.9)
+    """All 27 divisions of three positions, all `last`, all confidences of a small set with ties and both thresholds."""
+    width, values = 3, (0.3, 0.5, 0.7, 0.9)
     blocks, confidences = [], []
     for kinds in itertools.product("MUF", repeat=width):
         masked, revocable = ({i for i, kind in enumerate(kinds) if kind == which} for which in "MU")
-        for last in (0, 1, 2, 3, 4, 30):
+        for last in (0, 1, 2, 3, 30):
             for confidence in itertools.product(values, repeat=width):
                 blocks.append(oracle.Block([MASK if k == "M" else 7 for k in kinds], set(masked), set(revocable), last))
                 confidences.append(confidence)

@@ -202,9 +202,7 @@ def test_bits_do_not_depend_on_the_batch(path: str, dtype: torch.dtype, temperat
 
     for row in range(rows):
         one = torch.tensor([row])
-        assert same(
-            one, wino_kernels.score_tokens(logits[one], ids[one], temperature=temperature, seed=seeds[one])
-        )
+        assert same(one, wino_kernels.score_tokens(logits[one], ids[one], temperature=temperature, seed=seeds[one]))
     order = torch.randperm(rows)
     shuffled = wino_kernels.score_tokens(logits[order], ids[order], temperature=temperature, seed=seeds[order])
     assert same(order, shuffled)
@@ -234,7 +232,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(path: str, temperature: flo
 @over_paths("score_tokens")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_draws_follow_the_definition(path: str, dtype: torch.dtype) -> None:
-    """argmax of logit + T g, with g from the oracle; only a float32 tie may fall either way. Confidence is noise-free."""
+    """argmax of logit + T g, with the oracle's g; only a float32 tie may fall either way. Confidence: without noise."""
     for vocabulary, temperature in ((1, 1.0), (31, 0.3), (127, 1.0), (600, 2.5)):
         logits = torch.randn(6, vocabulary).mul(2).to(dtype)
         seeds = torch.arange(6) - 3
@@ -243,6 +241,24 @@ def test_draws_follow_the_definition(path: str, dtype: torch.dtype) -> None:
         perturbed = logits.double() + oracle.float32(temperature) * noise
         drawn = perturbed.gather(1, tokens[:, None])[:, 0]
         assert (drawn >= perturbed.amax(1) - 2e-6 * temperature * 23).all()
+        assert_close(confidence, reference(logits, tokens)[1])
+
+
+@over_paths("score_tokens")
+@pytest.mark.parametrize("temperature", [1e-38, 1e-4, 1e4, 1e30])
+def test_draws_at_extreme_scales(path: str, temperature: float) -> None:
+    """Noise far below and far above the logits, and large logits: still the argmax of the definition."""
+    vocabulary, eps = 300, 2.0**-23
+    for scale in (1e-6, 1.0, 1e6, 1e30):
+        logits = torch.randn(8, vocabulary) * scale
+        logits[::2, ::3] = -INF
+        seeds = torch.arange(8)
+        tokens, confidence = wino_kernels.draft_confidence(logits, temperature=temperature, seed=seeds)
+        noise = torch.tensor([[oracle.gumbel(w) for w in oracle.words(seed, vocabulary)] for seed in range(8)]).double()
+        perturbed = logits.double() + oracle.float32(temperature) * noise
+        drawn = perturbed.gather(1, tokens[:, None])[:, 0]
+        best = perturbed.amax(1)
+        assert (drawn >= best - 4 * eps * (best.abs() + temperature * 23)).all()
         assert_close(confidence, reference(logits, tokens)[1])
 
 

@@ -10,12 +10,55 @@ from torch import Tensor
 
 from wino_kernels import _C
 
+# Where Torch publishes DLPack's C exchange API, the native module reads and makes dense tensors itself: looking at a
+# step's ten tensors from Python costs several times what the rule costs.
+_HAS_EXCHANGE: bool = _C.use_exchange_of(torch.Tensor)
+
 
 @lru_cache(maxsize=64)
 def exact_fraction(value: float) -> tuple[int, int]:
     """The decimal that ``value`` was written as: 0.7 is 7 / 10, and not the float next to it."""
     fraction = Fraction(repr(float(value))).limit_denominator(10**6)
     return fraction.numerator, fraction.denominator
+
+
+def accept_remask_dense(
+    tokens: Tensor,
+    masked: Tensor,
+    revocable: Tensor,
+    token_ids: Tensor,
+    confidence: Tensor,
+    last_accepted: Tensor,
+    mask_id: int,
+    threshold: Tensor,
+    threshold_back: Tensor,
+    accept_fraction: float = 0.7,
+    min_accept: int = 5,
+    max_accept: int = 20,
+    verify_last: bool = False,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``accept_remask_`` where the native module finds every argument valid and dense; else None, with nothing done."""
+    if not (_HAS_EXCHANGE and 0.0 <= accept_fraction <= 1.0):
+        return None
+    numerator, denominator = exact_fraction(accept_fraction)
+    results: tuple[Tensor, Tensor, Tensor] | None = _C.accept_remask_dense(
+        tokens,
+        masked,
+        revocable,
+        token_ids,
+        confidence,
+        last_accepted,
+        mask_id,
+        threshold,
+        threshold_back,
+        numerator,
+        denominator,
+        min_accept,
+        max_accept,
+        verify_last,
+        torch.get_num_threads(),
+    )
+    return results
 
 
 def accept_remask_(
@@ -33,11 +76,14 @@ def accept_remask_(
     max_accept: int = 20,
     verify_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    rule = (mask_id, threshold, threshold_back, accept_fraction, min_accept, max_accept, verify_last)
+    results = accept_remask_dense(tokens, masked, revocable, token_ids, confidence, last_accepted, *rule)
+    if results is not None:
+        return results
     B, K = tokens.shape
     accepted = torch.empty_like(last_accepted)
     remasked = torch.empty_like(last_accepted)
     status = torch.empty_like(last_accepted)
-    numerator, denominator = exact_fraction(accept_fraction)
     _C.accept_remask(
         B,
         K,
@@ -58,8 +104,7 @@ def accept_remask_(
         threshold.dim(),
         threshold_back.data_ptr(),
         threshold_back.dim(),
-        numerator,
-        denominator,
+        *exact_fraction(accept_fraction),
         min_accept,
         max_accept,
         verify_last,

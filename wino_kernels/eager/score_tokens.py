@@ -23,7 +23,8 @@ def score_tokens(
     token_ids = torch.empty_like(ids)
     confidence = torch.empty_like(ids, dtype=torch.float32)
     if temperature is not None:
-        temperature = temperature.to(logits.device).expand(candidate_ids.shape).reshape(-1)
+        # Added, not moved: a host scalar then reaches another device as a kernel's argument, without a copy.
+        temperature = (torch.zeros_like(candidate_ids, dtype=torch.float32) + temperature).view(-1)
     for start in range(0, len(ids), group):
         part = slice(start, start + group)
         noise = None if temperature is None or seed is None else (temperature[part], seed.reshape(-1)[part])

@@ -39,7 +39,8 @@ struct Candidates {
 };
 
 // keys[i] = rank of the confidence where the flag is set, 0 elsewhere; `flip` = ~0 reverses the order (smallest first).
-WINO_HD Candidates rank_flagged(uint32_t* keys, const uint8_t* flags, const float* confidence, int64_t n, uint32_t flip) {
+WINO_HD Candidates rank_flagged(uint32_t* keys, const uint8_t* flags, const float* confidence, int64_t n,
+                                uint32_t flip) {
   uint32_t count = 0, smallest = ~0u, largest = 0, nan = 0;
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t flag = 0u - flags[i];  // all ones where set
@@ -54,8 +55,8 @@ WINO_HD Candidates rank_flagged(uint32_t* keys, const uint8_t* flags, const floa
   return {count, smallest, largest, nan != 0};
 }
 
-// Returns the cut above which exactly k keys lie, 0 < k <= number of candidates. Of keys equal at the cut the first ones
-// stay; the others are set to 0.
+// Returns the cut above which exactly k keys lie, 0 < k <= number of candidates. Of keys equal at the cut the first
+// ones stay; the others are set to 0.
 WINO_HD uint32_t select_largest(uint32_t* keys, int64_t n, const Candidates& candidates, int64_t k) {
   uint32_t low = candidates.smallest, high = candidates.largest;  // the k-th largest key is in [low, high]
   while (low < high) {
@@ -115,7 +116,8 @@ WINO_HD void write_remasked(const BlockState& s, const uint32_t* keys, int64_t n
 }
 
 // x_i = t_i and M loses i, for the selected i; U gains it where the rule has a U.
-WINO_HD void write_accepted(const BlockState& s, const int64_t* token_ids, const uint32_t* keys, int64_t n, uint32_t cut) {
+WINO_HD void write_accepted(const BlockState& s, const int64_t* token_ids, const uint32_t* keys, int64_t n,
+                            uint32_t cut) {
   for (int64_t i = 0; i < n; ++i) s.tokens[i] = keys[i] > cut ? token_ids[i] : s.tokens[i];
   for (int64_t i = 0; i < n; ++i) s.masked[i] &= static_cast<uint8_t>(keys[i] <= cut);
   if (s.revocable == nullptr) return;
@@ -138,9 +140,9 @@ WINO_HD StepResult verify_block(const BlockState& s, const float* confidence, in
 }
 
 // Section 3, steps 1, 3, 5, 6. `keys` is scratch for 2 K ranks. Nothing is written before every NaN check has passed.
-WINO_HD StepResult accept_remask_block(const BlockState& s, const int64_t* token_ids, const float* confidence, int64_t K,
-                                       int64_t mask_id, float threshold, float threshold_back, const AcceptLimit& limit,
-                                       bool verify_last, uint32_t* keys) {
+WINO_HD StepResult accept_remask_block(const BlockState& s, const int64_t* token_ids, const float* confidence,
+                                       int64_t K, int64_t mask_id, float threshold, float threshold_back,
+                                       const AcceptLimit& limit, bool verify_last, uint32_t* keys) {
   const Candidates masked = rank_flagged(keys, s.masked, confidence, K, 0u);
   if (masked.count == 0) {
     if (!verify_last || *s.last <= 1) return {0, 0, kDone};
@@ -168,7 +170,8 @@ WINO_HD StepResult accept_remask_block(const BlockState& s, const int64_t* token
   *s.last = static_cast<int32_t>(accept.count);
   const bool pass_ahead = verify_last && accept.count > 1;
   const bool empty = masked.count - accept.count + remask.count == 0;
-  return {static_cast<int32_t>(accept.count), static_cast<int32_t>(remask.count), empty && !pass_ahead ? kDone : kRunning};
+  return {static_cast<int32_t>(accept.count), static_cast<int32_t>(remask.count),
+          empty && !pass_ahead ? kDone : kRunning};
 }
 
 // Section 4: all masked positions with confidence >= threshold (at least one), or the `count` largest. There is no U.

@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Internal linkage: the same header is compiled for several instruction sets, and the linker must never merge the copies.
+// Internal linkage: the same header is compiled for several instruction sets, and the linker must never merge the
+// copies.
 #if defined(__CUDACC__)
 #define WINO_HD static __host__ __device__ __forceinline__
 #define WINO_MEMBER __host__ __device__ __forceinline__

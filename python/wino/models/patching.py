@@ -78,9 +78,13 @@ class PatchHandle:
 def patch(model: nn.Module) -> PatchHandle:
     """Make ``model``, a live LLaDA of the authors' own code, run our forward pass and decode with :func:`wino.generate`.
 
-    ``model(input_ids, attention_mask=None, position_ids=None)`` then takes what :meth:`LLaDAModelLM.forward` takes and computes
-    the same logits; arguments of the authors' forward beyond these raise. Same weights, no copy; wrapped projections (LoRA)
-    are called, not read. A deep copy or an unpickled copy is patched too, on its own (``patched(copy).unpatch()``).
+    ``model(input_ids, attention_mask=None, position_ids=None)`` then takes, by name, what :meth:`LLaDAModelLM.forward` takes and
+    computes the same logits; arguments of the authors' forward beyond these raise. Same weights, no copy; wrapped projections
+    (LoRA) are called, not read (of a PEFT model, patch ``get_base_model()``). A deep or unpickled copy is patched too, on its own:
+    ``patched(copy).unpatch()``.
+
+    Under transformers 5 the authors' code builds (``LLaDAModelLM(config)`` and ``load_state_dict``) but neither loads with
+    ``from_pretrained`` nor runs its own forward; once built it can be patched. :func:`wino.load` reads the same checkpoints without it.
 
     Args:
         model: has ``model.transformer`` with ``wte``, ``blocks`` (or ``block_groups``), ``ln_f`` and, unless tied, ``ff_out``, and a
@@ -127,6 +131,7 @@ def looks_like_llada(model: Any) -> bool:
 def _patched_forward(
     model: Any,
     input_ids: Tensor,
+    *,  # the authors' order of the others differs
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     return_dict: bool | None = None,

@@ -63,6 +63,14 @@ class Task(ABC):
                 yield item
 
 
+def read_utf8(path: Path) -> str:
+    """The text of a published file, with or without a byte order mark. Raises ``ValueError`` if it is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x}") from error
+
+
 @cache
 def published_hashes() -> frozenset[tuple[str, str]]:
     """(task, first 16 hex digits of the key's SHA-256) of every item of the published test sets."""

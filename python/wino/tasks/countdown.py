@@ -11,9 +11,9 @@ import random
 import re
 from pathlib import Path
 
-from .base import Item, Task
+from .base import Item, Task, read_utf8
 
-_STEP = re.compile(r"(\d{1,3})([+-])(\d{1,3})=(\d{1,3})")
+_STEP = re.compile(r"([0-9]{1,4})([+-])([0-9]{1,4})=([0-9]{1,4})")
 
 
 class Countdown(Task):
@@ -49,13 +49,13 @@ class Countdown(Task):
     def load(self, path: Path) -> list[Item]:
         """JSON lines such as ``{"input": "30,100,93", "output": "23"}``; items beyond plus and minus have no answer."""
         items = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(read_utf8(path).splitlines(), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                numbers, target = sorted(int(n) for n in row["input"].split(",")), int(row["output"])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                numbers, target = sorted(int(n) for n in row["input"].split(",")), int(str(row["output"]))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
                     f'{path}, line {number}: expected {{"input": "30,100,93", "output": "23"}}, got {line[:80]}'
                 ) from error

@@ -84,13 +84,16 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float, float]:
-    """Mean of ours - theirs over the same items, and its 95 % interval (normal approximation)."""
-    differences = [int(a) - int(b) for a, b in zip(ours, theirs, strict=True)]
-    n = len(differences)
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
-    half = _Z95 * math.sqrt(variance / n)
-    return mean, mean - half, mean + half
+    """Mean of ours - theirs over the same items, and its 95 % interval.
+
+    The interval is Bonett and Price's (2012): Wald's after one more discordant pair either way, so that it keeps a
+    width when the two agree on every item.
+    """
+    pairs = list(zip(ours, theirs, strict=True))
+    n, wins, losses = len(pairs), sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    won, lost = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
+    half = _Z95 * math.sqrt((won + lost - (won - lost) ** 2) / (n + 2))
+    return (wins - losses) / n, max(-1.0, won - lost - half), min(1.0, won - lost + half)
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,14 +113,19 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor
     if unknown is not None:
         for prompt, row in zip(prompts, encoded["input_ids"], strict=True):
             if (row == unknown).any():
-                unreadable = [
-                    c
-                    for c in prompt
-                    if not c.isspace() and unknown in tokenizer(c, add_special_tokens=False)["input_ids"]
-                ]
-                characters = "".join(dict.fromkeys(unreadable))[:40]
-                raise ValueError(f"prompt: the tokenizer cannot encode {characters!r} in {prompt[:80]!r}")
+                unreadable = _unencodable(tokenizer, prompt)
+                raise ValueError(f"prompt: the tokenizer cannot encode {unreadable!r} in {prompt[:80]!r}")
     return encoded["input_ids"], encoded["attention_mask"]
+
+
+def _unencodable(tokenizer: Any, prompt: str) -> str:
+    """The distinct pieces of ``prompt`` that become the unknown token; all of it where offsets are not known."""
+    if not tokenizer.is_fast:
+        return prompt[:40]
+    encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+    spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    pieces = [prompt[first:last] for token, (first, last) in spans if token == tokenizer.unk_token_id]
+    return "".join(dict.fromkeys(pieces))[:40]
 
 
 def answer_lengths(generated: torch.Tensor, eos_token_id: int | None) -> torch.Tensor:

@@ -13,9 +13,22 @@ PRESETS_FILE = "presets.json"
 
 
 def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Task -> decoder label -> settings, as stored beside a model's weights; empty if the model has none."""
+    """Task -> decoder label -> settings, as stored beside a model's weights; empty if the model has none.
+
+    Raises:
+        ValueError: the file is there but not of that form.
+    """
     path = folder / PRESETS_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        presets = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    tasks = presets.values() if isinstance(presets, dict) else (None,)
+    if not all(isinstance(task, dict) and all(isinstance(s, dict) for s in task.values()) for task in tasks):
+        raise ValueError(f"{path}: expected task -> decoder -> settings")
+    return presets
 
 
 def baseline_configs(task: Task) -> dict[str, GenerationConfig]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import random
 from functools import cache
 from pathlib import Path
 
-from .base import Item, Task
+from .base import Item, Task, read_utf8
 
 _BLANKS = range(8, 13)
 _UNITS = tuple(
@@ -44,24 +45,28 @@ class Sudoku(Task):
         return _item("".join("0" if i in empty else c for i, c in enumerate(solution)), solution)
 
     def grade(self, item: Item, text: str) -> bool:
-        puzzle, grid = item.key.partition(":")[2], text.strip()
-        return is_valid_grid(grid) and all(given in ("0", cell) for given, cell in zip(puzzle, grid, strict=True))
+        return _solves(text.strip(), item.key.partition(":")[2])
 
     def load(self, path: Path) -> list[Item]:
         """CSV with the columns ``Puzzle,Solution``."""
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
+        reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""))
+        try:
             if not {"Puzzle", "Solution"} <= set(reader.fieldnames or ()):
                 raise ValueError(f"{path}: expected the CSV columns Puzzle,Solution, got {reader.fieldnames}")
-            items = []
-            for row in reader:
-                puzzle, solution = (str(row[name]).zfill(16) for name in ("Puzzle", "Solution"))
-                if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not is_valid_grid(solution):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: expected a 16-digit puzzle and a valid solution, got {row}"
-                    )
-                items.append(_item(puzzle, solution))
+            rows = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        items = []
+        for number, row in rows:
+            puzzle, solution = (str(row[name]).zfill(16) for name in ("Puzzle", "Solution"))
+            if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not _solves(solution, puzzle):
+                raise ValueError(f"{path}, line {number}: expected a 16-digit puzzle and its solution, got {row}")
+            items.append(_item(puzzle, solution))
         return items
+
+
+def _solves(grid: str, puzzle: str) -> bool:
+    return is_valid_grid(grid) and all(given in ("0", cell) for given, cell in zip(puzzle, grid, strict=True))
 
 
 def _item(puzzle: str, solution: str) -> Item:

@@ -12,10 +12,10 @@ import random
 import re
 from pathlib import Path
 
-from .base import Item, Task
+from .base import Item, Task, read_utf8
 
 TERMS = 5
-_SUM = re.compile(rf"\d{{2}}([+-]\d{{2}}){{{TERMS - 1}}}")
+_SUM = re.compile(rf"[0-9]{{2}}([+-][0-9]{{2}}){{{TERMS - 1}}}")
 
 
 class Sums(Task):
@@ -39,12 +39,12 @@ class Sums(Task):
     def load(self, path: Path) -> list[Item]:
         """JSON lines such as ``{"input": "34+08-15+27-01"}``."""
         items = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(read_utf8(path).splitlines(), 1):
             if not line.strip():
                 continue
             try:
                 items.append(_item(json.loads(line)["input"]))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f'{path}, line {number}: expected {{"input": "34+08-15+27-01"}}, got {line[:80]}'
                 ) from error

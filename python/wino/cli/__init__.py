@@ -1,0 +1,248 @@
+"""The command line ``wino``. Only what ``--help`` needs is imported here; each command imports its own work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..tasks import SPLITS, TASKS
+from .errors import OneLineErrors
+
+_TASK_NAMES = ", ".join(TASKS)
+_EPILOG = (
+    "Errors are one line on stderr. Exit codes: 0 done, 2 bad input, 130 interrupted. "
+    "WINO_BACKEND chooses the kernels, WINO_TRACEBACK=1 shows where an error came from."
+)
+
+app = typer.Typer(
+    name="wino",
+    cls=OneLineErrors,
+    help="Decode masked diffusion language models with revocable parallel decoding (WINO).",
+    epilog=_EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    rich_markup_mode="rich" if sys.stdout is not None and sys.stdout.isatty() else None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_DECODING = "Decoding"
+_MODEL_HELP = "The bundled wino-tiny, a folder in Hugging Face layout, or a hub id."
+
+Model = Annotated[str, typer.Option(help=_MODEL_HELP)]
+Device = Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda:0; the CPU if left out.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts decoded together.")]
+Decoder = Annotated[
+    str | None,
+    typer.Option(help="wino, low_confidence or confidence_threshold.", rich_help_panel=_DECODING),
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Generation length.", rich_help_panel=_DECODING)]
+BlockLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens per block, divides the generation length; one block if left out.", rich_help_panel=_DECODING
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="wino: accept drafts above it; confidence_threshold: at or above it. In (0, 1].", rich_help_panel=_DECODING
+    ),
+]
+ThresholdBack = Annotated[
+    float | None,
+    typer.Option(
+        help="wino: take a token back when its verification is below it. In (0, 1].", rich_help_panel=_DECODING
+    ),
+]
+AcceptFraction = Annotated[
+    float | None,
+    typer.Option(help="wino: accept at most this share of the masked tokens a step.", rich_help_panel=_DECODING),
+]
+MinAccept = Annotated[int | None, typer.Option(help="wino: that limit is never below this.", rich_help_panel=_DECODING)]
+MaxAccept = Annotated[int | None, typer.Option(help="wino: nor above this.", rich_help_panel=_DECODING)]
+VerifyLast = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify-last/--no-verify-last",
+        help="wino: verify the tokens of a block's last step too.",
+        rich_help_panel=_DECODING,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="low_confidence: forward passes over all blocks; one a token if left out.", rich_help_panel=_DECODING
+    ),
+]
+Remasking = Annotated[
+    str | None,
+    typer.Option(help="low_confidence: fill by low_confidence or at random.", rich_help_panel=_DECODING),
+]
+CfgScale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 0 is none.", rich_help_panel=_DECODING)]
+Temperature = Annotated[float | None, typer.Option(help="Gumbel temperature; 0 is greedy.", rich_help_panel=_DECODING)]
+Seed = Annotated[int | None, typer.Option(help="Seed of the random draws.", rich_help_panel=_DECODING)]
+
+
+def main() -> None:
+    """Entry point of the ``wino`` script."""
+    app(prog_name="wino")
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from wino_kernels import __version__
+
+        print(f"wino {__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+@app.command("demo")
+def demo_command(
+    model: Model = "wino-tiny",
+    device: Device = None,
+    items: Annotated[int, typer.Option(min=1, help="Held-out problems per task in the table.")] = 100,
+    seed: Annotated[int, typer.Option(help="Chooses the problems.")] = 0,
+    animation: Annotated[bool, typer.Option(help="Show decodes step by step before the table.")] = True,
+    fast: Annotated[bool, typer.Option("--fast", help="Play the animation three times as fast.")] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Also write a picture (SVG) of one moment and the tables to this file.")
+    ] = None,
+) -> None:
+    """Watch problems nobody trained on being solved by LLaDA's decoder and by WINO, then compare all decoders.
+
+    On a terminal the decodes play side by side; into a pipe or a file goes plain text.
+    """
+    from .demo import run_demo
+
+    run_demo(model, device, items=items, seed=seed, animation=animation, fast=fast, record=record)
+
+
+@app.command("generate")
+def generate_command(
+    ctx: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help="What to ask; - reads prompts from standard input.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="A text file with one prompt a line; - is standard input.")
+    ] = None,
+    model: Model = "wino-tiny",
+    device: Device = None,
+    batch_size: BatchSize = 16,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="One JSON object a prompt: text, steps, tokens, ids, when each was accepted.")
+    ] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Add what each step accepted and took back to the JSON.")
+    ] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Show the text as it is decoded, prompt by prompt (terminal only).")
+    ] = False,
+    decoder: Decoder = None,
+    max_new_tokens: MaxNewTokens = None,
+    block_length: BlockLength = None,
+    threshold: Threshold = None,
+    threshold_back: ThresholdBack = None,
+    accept_fraction: AcceptFraction = None,
+    min_accept: MinAccept = None,
+    max_accept: MaxAccept = None,
+    verify_last: VerifyLast = None,
+    steps: Steps = None,
+    remasking: Remasking = None,
+    cfg_scale: CfgScale = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+) -> None:
+    """Decode prompts.
+
+    Settings left out come from the model's presets if the prompt's first word is a task they name (wino-tiny has them
+    for its tasks), else from the defaults of wino.GenerationConfig.
+    """
+    from .generate import read_prompts, run_generate
+    from .session import chosen_settings
+
+    run_generate(
+        read_prompts(prompt, file),
+        chosen_settings(ctx.params),
+        model=model,
+        device=device,
+        batch_size=batch_size,
+        json_lines=json_lines,
+        trace=trace,
+        stream=stream,
+    )
+
+
+@app.command("eval")
+def eval_command(
+    ctx: typer.Context,
+    task: Annotated[str, typer.Option(help=f"One of {_TASK_NAMES}.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A published test file, not generated items (sudoku: CSV Puzzle,Solution; others: JSON lines)."
+        ),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", min=1, help="Number of items; left out: 200 generated ones or the whole file."),
+    ] = None,
+    split: Annotated[str, typer.Option(help=f"Generated items: one of {', '.join(SPLITS[1:])}.")] = "heldout",
+    item_seed: Annotated[int, typer.Option(help="Chooses the generated items.")] = 0,
+    model: Model = "wino-tiny",
+    device: Device = None,
+    batch_size: BatchSize = 64,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write figures, settings and every answer to this JSON file.")
+    ] = None,
+    decoder: Decoder = None,
+    max_new_tokens: MaxNewTokens = None,
+    block_length: BlockLength = None,
+    threshold: Threshold = None,
+    threshold_back: ThresholdBack = None,
+    accept_fraction: AcceptFraction = None,
+    min_accept: MinAccept = None,
+    max_accept: MaxAccept = None,
+    verify_last: VerifyLast = None,
+    steps: Steps = None,
+    remasking: Remasking = None,
+    cfg_scale: CfgScale = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+) -> None:
+    """Measure decoders on a task: accuracy, steps, speed.
+
+    Without --decoder: LLaDA's decoder at 1, 2 and 4 tokens a step, confidence_threshold and wino with the model's
+    presets. With it: that one, with the settings given here over its preset.
+    """
+    from .evaluate import run_eval
+    from .session import chosen_settings
+
+    run_eval(
+        task,
+        chosen_settings(ctx.params),
+        data=data,
+        n=n,
+        split=split,
+        item_seed=item_seed,
+        model=model,
+        device=device,
+        batch_size=batch_size,
+        json_file=json_file,
+    )
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Say what this machine has, which kernels serve it and why others do not."""
+    from .doctor import run_doctor
+
+    run_doctor()

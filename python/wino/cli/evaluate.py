@@ -1,0 +1,123 @@
+"""``wino eval``: decoders on a task's items, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..config import GenerationConfig
+from ..tasks import SPLITS, Item, Task, get_task
+from ..tasks.evaluation import Evaluation, evaluate
+from ..tasks.presets import decoder_configs
+from .errors import BadInputError
+from .report import legend, print_table, progress
+from .session import Presets, Session, check_writable, open_session, write_atomically
+
+_GENERATED = 200
+
+
+def select_items(task: Task, data: Path | None, split: str, item_seed: int, n: int | None) -> list[Item]:
+    """The first ``n`` items of a published file, or of a generated split."""
+    if split not in SPLITS[1:]:
+        raise BadInputError(f"split: expected one of {', '.join(SPLITS[1:])}, got {split!r}")
+    if data is None:
+        return list(islice(task.items(split, item_seed), _GENERATED if n is None else n))
+    items = task.load(data)
+    if not items:
+        raise BadInputError(f"{data}: no items in it")
+    return items[:n]
+
+
+def select_configs(task: Task, settings: dict[str, Any], presets: Presets) -> dict[str, GenerationConfig]:
+    """Label -> settings: every decoder of the comparison, or the one asked for with ``settings`` over its preset."""
+    if "decoder" not in settings:
+        if settings:
+            name = next(iter(settings)).replace("_", "-")
+            raise BadInputError(f"--{name} belongs to one decoder: name it with --decoder")
+        return decoder_configs(task, presets)
+    decoder = settings["decoder"]
+    preset = {"max_new_tokens": task.max_new_tokens, **presets.get(task.name, {}).get(decoder, {})}
+    if "max_new_tokens" in settings:
+        preset = {name: value for name, value in preset.items() if name not in ("block_length", "steps")}
+    return {decoder: GenerationConfig(**{**preset, **settings})}
+
+
+def run_eval(
+    task_name: str,
+    settings: dict[str, Any],
+    *,
+    data: Path | None,
+    n: int | None,
+    split: str,
+    item_seed: int,
+    model: str,
+    device: str | None,
+    batch_size: int,
+    json_file: Path | None,
+) -> None:
+    """Evaluate, print the table, write the JSON file."""
+    task = get_task(task_name)
+    items = select_items(task, data, split, item_seed, n)
+    if json_file is not None:
+        check_writable(json_file)
+    session = open_session(model, device)
+    configs = select_configs(task, settings, session.presets)
+    evaluations = evaluate_all(session, task, items, configs, batch_size)
+    console = Console(highlight=False)
+    source = f"generated {split} items, seed {item_seed}" if data is None else str(data)
+    console.print(f"{task.name}: {len(items)} items ({source}), model {model}", markup=False, soft_wrap=True)
+    print_table(console, evaluations)
+    console.print(legend(batch_size), style="dim", soft_wrap=not console.is_terminal)
+    unanswered = sum(not item.answer for item in items)
+    if unanswered:
+        console.print(
+            f"{unanswered} of {len(items)} items cannot be answered with plus and minus; they count as wrong.",
+            soft_wrap=True,
+        )
+    sys.stdout.flush()
+    if json_file is not None:
+        about = {
+            "task": task.name,
+            "source": {"data": str(data)} if data is not None else {"split": split, "item_seed": item_seed},
+            "model": model,
+            "n": len(items),
+            "unanswerable": unanswered,
+            "batch_size": batch_size,
+        }
+        write_atomically(
+            json_file, json.dumps(about | _results(items, evaluations), indent=1, ensure_ascii=False) + "\n"
+        )
+
+
+def evaluate_all(
+    session: Session, task: Task, items: list[Item], configs: dict[str, GenerationConfig], batch_size: int
+) -> dict[str, Evaluation]:
+    """Label -> figures of every configuration on ``items``."""
+    evaluations = {}
+    with progress(len(items) * len(configs), task.name) as advance:
+        for label, config in configs.items():
+            evaluations[label] = evaluate(
+                session.model, session.tokenizer, task, items, config, batch_size=batch_size, on_batch=advance
+            )
+    return evaluations
+
+
+def _results(items: list[Item], evaluations: dict[str, Evaluation]) -> dict[str, Any]:
+    results = [
+        {
+            "decoder": label,
+            "settings": evaluation.config,
+            **evaluation.row(),
+            "texts": evaluation.texts,
+            "correct": evaluation.correct,
+            "tokens": evaluation.tokens,
+            "steps": evaluation.steps,
+        }
+        for label, evaluation in evaluations.items()
+    ]
+    return {"results": results, "items": [{"prompt": item.prompt, "answer": item.answer} for item in items]}

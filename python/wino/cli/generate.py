@@ -1,0 +1,132 @@
+"""``wino generate``: prompts in, text or JSON lines out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from ..config import GenerationConfig
+from ..generation import generate
+from ..tasks import TASKS
+from ..tasks.evaluation import answer_lengths, encode_prompts
+from .errors import BadInputError
+from .session import Presets, Session, open_session, read_text
+
+
+def read_prompts(prompt: str | None, file: str | None) -> list[str]:
+    """The prompts asked for: the argument itself, or the lines of a file or of standard input."""
+    if (prompt is None) == (file is None):
+        raise BadInputError("expected a prompt or --file, " + ("got neither" if prompt is None else "got both"))
+    source = file if file is not None else ("-" if prompt == "-" else None)
+    if source is None:
+        return [_checked(str(prompt), "prompt")]
+    name = "standard input" if source == "-" else source
+    lines = read_text(source).splitlines()
+    if not lines:
+        raise BadInputError(f"{name}: expected one prompt a line, got nothing")
+    return [_checked(line, f"{name}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _checked(prompt: str, where: str) -> str:
+    if not prompt.strip():
+        raise BadInputError(f"{where}: expected a prompt, got an empty one")
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise BadInputError(f"{where}: expected UTF-8 text")
+    return prompt
+
+
+def config_for(prompt: str, settings: dict[str, Any], presets: Presets) -> GenerationConfig:
+    """The settings given, over the preset of the task that the prompt's first word names, over the defaults."""
+    task = prompt.split()[0]
+    preset: dict[str, Any] = {}
+    if task in presets and task in TASKS:
+        decoder = settings.get("decoder", GenerationConfig().decoder)
+        preset = {"max_new_tokens": TASKS[task].max_new_tokens, **presets[task].get(decoder, {})}
+    if "max_new_tokens" in settings:
+        preset = {name: value for name, value in preset.items() if name not in ("block_length", "steps")}
+    return GenerationConfig(**{**preset, **settings})
+
+
+def run_generate(
+    prompts: Sequence[str],
+    settings: dict[str, Any],
+    *,
+    model: str,
+    device: str | None,
+    batch_size: int,
+    json_lines: bool,
+    trace: bool,
+    stream: bool,
+) -> None:
+    """Decode ``prompts`` and print each answer as soon as its batch is done."""
+    if trace and not json_lines:
+        raise BadInputError("--trace adds to JSON lines: give --json too")
+    if stream and json_lines:
+        raise BadInputError("--stream and --json exclude each other")
+    if stream and not sys.stdout.isatty():
+        raise BadInputError("--stream needs a terminal; without it the finished text is printed")
+    session = open_session(model, device)
+    configs = [config_for(prompt, settings, session.presets) for prompt in prompts]
+    encode_prompts(session.tokenizer, prompts)  # the last line's fault is told before the first is decoded
+    if stream:
+        _stream(session, prompts, configs)
+        return
+    for batch, config in _batches(prompts, configs, batch_size):
+        config.return_trace = trace
+        answers = _decode(session, batch, config)
+        lines = [json.dumps(answer, ensure_ascii=False) if json_lines else answer["text"] for answer in answers]
+        print("\n".join(lines), flush=True)
+
+
+def _batches(
+    prompts: Sequence[str], configs: Sequence[GenerationConfig], batch_size: int
+) -> Iterator[tuple[list[str], GenerationConfig]]:
+    """Consecutive prompts that share their settings, at most ``batch_size`` at a time."""
+    pairs = zip(prompts, configs, strict=True)
+    for _, group in groupby(pairs, key=lambda pair: pair[1].to_diff_dict()):
+        members = list(group)
+        for first in range(0, len(members), batch_size):
+            yield [prompt for prompt, _ in members[first : first + batch_size]], members[first][1]
+
+
+def _decode(
+    session: Session, prompts: list[str], config: GenerationConfig, streamer: Any = None
+) -> list[dict[str, Any]]:
+    """One record per prompt; ``tokens`` counts up to and including the first end token, ``steps`` forward passes."""
+    input_ids, attention_mask = encode_prompts(session.tokenizer, prompts)
+    output = generate(session.model, input_ids, attention_mask, config, streamer=streamer)
+    generated = output.sequences[:, input_ids.shape[1] :].cpu()
+    lengths = answer_lengths(generated, session.tokenizer.eos_token_id).tolist()
+    records = []
+    for i, prompt in enumerate(prompts):
+        text = session.tokenizer.decode(generated[i, : lengths[i]], skip_special_tokens=True)
+        record = {
+            "prompt": prompt,
+            "text": text,
+            "steps": int(output.steps[i]),
+            "tokens": lengths[i],
+            "generated_ids": generated[i].tolist(),
+            "accepted_at": output.accepted_at[i].tolist(),
+        }
+        if output.trace is not None:
+            record["trace"] = [asdict(step) for step in output.trace[i]]
+        records.append(record)
+    return records
+
+
+def _stream(session: Session, prompts: Sequence[str], configs: Sequence[GenerationConfig]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from .board import LiveDecode
+
+    console = Console(highlight=False)
+    for prompt, config in zip(prompts, configs, strict=True):
+        console.print(Text(prompt, style="bold"))
+        with LiveDecode(console, session.tokenizer, config.max_new_tokens) as live:
+            answer = _decode(session, [prompt], config, live)[0]
+        console.print(Text(f"{answer['tokens']} tokens in {answer['steps']} forward passes", style="dim"))

@@ -1,0 +1,128 @@
+"""What the commands share: the loaded model, the settings of a decode, files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInputError, one_line
+
+SETTINGS = (
+    "decoder",
+    "max_new_tokens",
+    "block_length",
+    "threshold",
+    "threshold_back",
+    "accept_fraction",
+    "min_accept",
+    "max_accept",
+    "verify_last",
+    "steps",
+    "remasking",
+    "cfg_scale",
+    "temperature",
+    "seed",
+)
+"""The options that are fields of :class:`wino.GenerationConfig`."""
+
+Presets = dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model ready to decode, its tokenizer, and the settings chosen for it: task -> decoder -> settings."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    presets: Presets
+
+
+def chosen_settings(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The decoding options that were given on the command line, checked as far as each can be checked alone."""
+    from ..config import GenerationConfig
+
+    settings = {name: parameters[name] for name in SETTINGS if parameters.get(name) is not None}
+    relative = () if "max_new_tokens" in settings else ("block_length", "steps")
+    GenerationConfig(**{name: value for name, value in settings.items() if name not in relative})
+    return settings
+
+
+def open_session(name: str, device: str | None = None) -> Session:
+    """Load the model called ``name`` with its presets; a status line says so on a terminal."""
+    with status(f"loading {name} ..."):
+        import transformers
+
+        import wino
+
+        from ..tasks.presets import load_presets
+
+        transformers.utils.logging.set_verbosity_error()
+        _check_device(device)
+        model, tokenizer = wino.load(name, device=device)
+        presets = load_presets(Path(str(model.config.name_or_path)))
+    return Session(name, model, tokenizer, presets)
+
+
+@contextmanager
+def status(message: str) -> Iterator[None]:
+    """A spinner on stderr while something takes seconds, if a person is looking."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(message):
+        yield
+
+
+def read_text(path: str) -> str:
+    """The UTF-8 text of a file, or of standard input for "-"."""
+    from ..tasks.base import read_utf8
+
+    if path != "-":
+        return read_utf8(Path(path))
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInputError("standard input: expected UTF-8 text") from error
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output file that could not be written, before the work is done rather than after."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise BadInputError(f"{path}: expected a file name in an existing folder that can be written to")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that an interruption leaves either the old file or the new one."""
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInputError(f"device: {device!r} cannot be used here ({one_line(str(error))})") from error

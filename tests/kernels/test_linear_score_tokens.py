@@ -1,0 +1,180 @@
+"""linear_score_tokens against float64 and against the unfused head (SPEC section 6)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_paths import over_paths
+from torch import Tensor
+
+import wino_kernels
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# rows, H, V
+SHAPES = [(1, 1, 1), (3, 31, 127), (5, 64, 1000), (7, 123, 123), (33, 48, 2049), (2, 40, 9001)]
+
+
+def head(rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    hidden = torch.randn(rows, width).to(dtype)
+    weight = (torch.randn(vocabulary, width) * 3 / width**0.5).to(dtype)
+    return hidden, weight, torch.randn(vocabulary).to(dtype)
+
+
+def exact_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
+
+
+def probability(logits: Tensor, ids: Tensor) -> Tensor:
+    return torch.softmax(logits.double(), -1).gather(-1, ids[..., None])[..., 0]
+
+
+@over_paths("linear_score_tokens")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_given_tokens_no_worse_than_an_unfused_head(path: str, dtype: torch.dtype, with_bias: bool) -> None:
+    for shape in SHAPES:
+        hidden, weight, bias = head(*shape, dtype)
+        if not with_bias:
+            bias = None
+        ids = torch.randint(0, shape[2], (shape[0],))
+        returned, confidence = wino_kernels.linear_score_tokens(hidden, weight, ids, bias=bias)
+        exact = probability(exact_logits(hidden, weight, bias), ids)
+        unfused = probability(F.linear(hidden, weight, bias), ids)
+        assert torch.equal(returned, ids)
+        assert (confidence - exact).abs().max() <= (unfused - exact).abs().max() + 2e-6
+
+
+@over_paths("linear_score_tokens")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_drafts(path: str, dtype: torch.dtype) -> None:
+    """The drafted token is the unfused head's unless two of its logits are within the product's rounding."""
+    for shape in SHAPES:
+        hidden, weight, bias = head(*shape, dtype)
+        ids, confidence = wino_kernels.linear_score_tokens(hidden, weight, torch.full(shape[:1], -1), bias=bias)
+        logits = F.linear(hidden, weight, bias)
+        rounding = torch.finfo(dtype).eps * logits.abs().amax(-1).double()
+        drafted = logits.gather(-1, ids[:, None])[:, 0]
+        assert (drafted.double() >= logits.amax(-1).double() - 2 * rounding).all()
+        exact = probability(exact_logits(hidden, weight, bias), ids)
+        assert (confidence - exact).abs().max() <= (probability(logits, ids) - exact).abs().max() + 2e-6
+
+
+@over_paths("linear_score_tokens")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_not_rounded_is_better(path: str, dtype: torch.dtype) -> None:
+    hidden, weight, _ = head(64, 96, 700, dtype)
+    ids = torch.randint(0, 700, (64,))
+    exact = probability(exact_logits(hidden, weight), ids)
+
+    def error(round_to: str | torch.dtype) -> float:
+        return float((wino_kernels.linear_score_tokens(hidden, weight, ids, round_to=round_to)[1] - exact).abs().max())
+
+    assert error(torch.float32) <= 2e-6
+    assert error("input") > 10 * error(torch.float32)
+    assert error(dtype) == error("input")
+
+
+@over_paths("linear_score_tokens")
+def test_rounded_to_another_dtype(path: str) -> None:
+    """float32 head, logits rounded to bfloat16: the scores of the rounded logits (small integers: exact products)."""
+    hidden = torch.randint(-8, 9, (6, 20)).float()
+    weight = torch.randint(-8, 9, (150, 20)).float() / 64
+    ids = torch.tensor([-1, 0, 149, -1, -2, 77])
+    rounded = F.linear(hidden, weight).bfloat16()
+    assert not torch.equal(rounded.float(), F.linear(hidden, weight))
+    fused = wino_kernels.linear_score_tokens(hidden, weight, ids, round_to=torch.bfloat16)
+    unfused = wino_kernels.score_tokens(rounded, ids)
+    assert torch.equal(fused[0], unfused[0])
+    assert (fused[1] - unfused[1]).abs().max() <= 2e-6
+
+
+@over_paths("linear_score_tokens")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_is_score_tokens_of_exact_logits(path: str, dtype: torch.dtype) -> None:
+    """Products that no rounding touches: tokens, ties, draws, skipped and impossible candidates as in score_tokens."""
+    for vocabulary in (1, 37, 300, 5000):
+        hidden = torch.randint(-3, 4, (2, 9, 16)).to(dtype)
+        weight = torch.randint(-2, 3, (vocabulary, 16)).to(dtype)
+        bias = torch.randint(-2, 3, (vocabulary,)).to(dtype)
+        ids = torch.randint(-2, vocabulary + 1, (2, 9))
+        ids[0, :3] = -1
+        for noise in ({}, {"temperature": 1.5, "seed": 4}):
+            fused = wino_kernels.linear_score_tokens(hidden, weight, ids, bias=bias, **noise)
+            unfused = wino_kernels.score_tokens(F.linear(hidden, weight, bias), ids, **noise)
+            assert torch.equal(fused[0], unfused[0])
+            assert torch.allclose(fused[1], unfused[1], rtol=4e-6, atol=1e-12, equal_nan=True)
+
+
+@over_paths("linear_score_tokens")
+def test_bad_rows(path: str) -> None:
+    hidden, weight, _ = head(5, 8, 300, torch.float32)
+    hidden[1, 3] = math.nan
+    hidden[2] = math.inf
+    hidden[4] = math.nan
+    ids, confidence = wino_kernels.linear_score_tokens(hidden, weight, torch.tensor([-1, -1, 7, 9, -2]))
+    assert confidence.isnan().tolist() == [False, True, True, False, False]
+    assert ids[1:].tolist() == [0, 7, 9, -2] and confidence[4] == 0.0
+    weight[299] = math.nan
+    _, confidence = wino_kernels.linear_score_tokens(hidden, weight, torch.tensor([-1, -1, 7, 9, -2]))
+    assert confidence.isnan().tolist() == [True, True, True, True, False]
+
+
+@over_paths("linear_score_tokens")
+def test_banned_tokens_through_the_bias(path: str) -> None:
+    hidden, weight, bias = head(6, 8, 700, torch.float32)
+    bias[:] = -math.inf
+    bias[[5, 650]] = 0.0
+    tokens, confidence = wino_kernels.linear_score_tokens(hidden, weight, torch.full((6,), -1), bias=bias)
+    logits = exact_logits(hidden, weight[[5, 650]])
+    assert tokens.tolist() == [(5, 650)[int(i)] for i in logits.argmax(-1)]
+    assert (confidence - torch.softmax(logits, -1).amax(-1)).abs().max() <= 2e-6
+    bias[:] = -math.inf
+    tokens, confidence = wino_kernels.linear_score_tokens(hidden, weight, torch.full((6,), -1), bias=bias)
+    assert confidence.isnan().all() and (tokens == 0).all()
+
+
+@over_paths("linear_score_tokens")
+def test_strided_inputs(path: str) -> None:
+    hidden, weight, bias = head(12, 24, 500, torch.float32)
+    hidden = hidden.view(3, 4, 24)
+    wide_hidden = torch.full((3, 7, 30), math.nan)
+    wide_weight = torch.full((502, 29), math.nan)
+    hidden_view = wide_hidden[:, 2:6, 3:27].copy_(hidden)
+    weight_view = wide_weight[1:501, 2:26].copy_(weight)
+    ids = torch.randint(0, 500, (3, 4))
+    views = wino_kernels.linear_score_tokens(hidden_view, weight_view, ids, bias=bias)
+    dense = wino_kernels.linear_score_tokens(hidden, weight, ids, bias=bias)
+    assert torch.equal(views[0], dense[0]) and (views[1] - dense[1]).abs().max() <= 4e-6
+
+
+@over_paths("linear_score_tokens")
+def test_leading_dimensions(path: str) -> None:
+    weight = torch.randn(50, 6)
+    for leading in ((), (0,), (2, 0), (4,), (2, 3, 2)):
+        hidden = torch.randn(*leading, 6)
+        tokens, confidence = wino_kernels.linear_score_tokens(hidden, weight, torch.full(leading, -1))
+        assert tokens.shape == confidence.shape == leading
+        assert torch.equal(tokens, exact_logits(hidden, weight).argmax(-1))
+
+
+@over_paths("linear_score_tokens")
+def test_ambient_autocast_changes_nothing(path: str) -> None:
+    hidden, weight, _ = head(4, 64, 300, torch.float32)
+    ids = torch.arange(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = wino_kernels.linear_score_tokens(hidden, weight, ids)
+    assert torch.equal(inside[1], wino_kernels.linear_score_tokens(hidden, weight, ids)[1])
+
+
+@over_paths("linear_score_tokens")
+def test_full_vocabulary(path: str) -> None:
+    hidden, weight, _ = head(3, 16, 126464, torch.bfloat16)
+    ids = torch.tensor([-1, 126463, 0])
+    tokens, confidence = wino_kernels.linear_score_tokens(hidden, weight, ids)
+    logits = F.linear(hidden, weight)
+    assert tokens.tolist() == [int(logits[0].argmax()), 126463, 0]
+    exact = probability(exact_logits(hidden, weight), tokens)
+    assert ((confidence - exact).abs() <= (probability(logits, tokens) - exact).abs() + 2e-6).all()

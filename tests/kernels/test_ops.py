@@ -1,0 +1,590 @@
+"""What the operators share: registration, compilation, refusals, selection of a backend, weight of the import."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from kernel_paths import over_paths, paths
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import wino_kernels
+from wino_kernels import backends, ops
+
+B, K, V, H, MASK = 3, 5, 17, 8, 16
+CPU_OPERATORS = ("score_tokens", "linear_score_tokens", "accept_remask_", "accept_", "wino_step_")
+
+
+def state() -> dict[str, Tensor]:
+    kind = torch.arange(B * K).view(B, K) % 3
+    return {
+        "tokens": torch.where(kind == 0, MASK, kind),
+        "masked": kind == 0,
+        "revocable": kind == 1,
+        "last_accepted": torch.full((B,), 3, dtype=torch.int32),
+    }
+
+
+def draft() -> dict[str, Tensor]:
+    return {"token_ids": torch.randint(0, V, (B, K)), "confidence": torch.rand(B, K)}
+
+
+def rule(**changes: Any) -> dict[str, Any]:
+    return {"mask_id": MASK, "threshold": torch.tensor(0.5), "threshold_back": torch.tensor(0.7), **changes}
+
+
+def noise(rows: tuple[int, ...] = (B, K)) -> dict[str, Tensor]:
+    return {"temperature": torch.rand(rows), "seed": torch.arange(math.prod(rows)).view(rows)}
+
+
+def in_order(*parts: dict[str, Any], names: str) -> tuple[Any, ...]:
+    merged = {name: value for part in parts for name, value in part.items()}
+    return tuple(merged[name] for name in names.split())
+
+
+STEP = "tokens masked revocable token_ids confidence last_accepted"
+WINO_STEP = "logits tokens masked revocable last_accepted"
+
+
+def attention(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(B, 4, 9, 6, dtype=dtype), *torch.randn(2, B, 2, 9, 6, dtype=dtype)
+
+
+def loss_inputs() -> tuple[Tensor, ...]:
+    hidden, weight = torch.randn(2, 6, H, requires_grad=True), torch.randn(V, H, requires_grad=True)
+    kind = torch.arange(12).view(2, 6) % 3
+    return hidden, weight, torch.randint(0, V, (2, 6)), kind == 0, kind == 1
+
+
+def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """One or more well-formed calls of every operator."""
+    wino = torch.ops.wino
+    logits, ids = torch.randn(B, K, V), torch.arange(B * K).view(B, K) % 5 - 2
+    hidden, weight = torch.randn(B, K, H), torch.randn(V, H)
+    window = {name: torch.stack([t, t], 1)[:, 0] if t.dim() == 2 else t for name, t in state().items()}
+    half = torch.bfloat16
+    thresholds = torch.tensor(0.2), torch.tensor(0.9)
+    start = torch.tensor([0, 1, 2])
+    return {
+        "score_tokens": (wino.score_tokens, (logits, ids), {}),
+        "score_tokens, noise": (wino.score_tokens, (logits.bfloat16()[:, 1], ids[:, 1]), noise((B,))),
+        "linear_score_tokens": (wino.linear_score_tokens, (hidden, weight, ids), {}),
+        "linear_score_tokens, all": (
+            wino.linear_score_tokens,
+            (hidden.to(half), weight.to(half), ids),
+            {"bias": torch.randn(V).to(half), **noise(), "round_to": torch.float32},
+        ),
+        "accept_remask_": (wino.accept_remask_, in_order(state(), draft(), names=STEP), rule()),
+        "accept_remask_, strided": (
+            wino.accept_remask_,
+            in_order(window, draft(), names=STEP),
+            rule(threshold=torch.rand(B), verify_last=True, min_accept=1),
+        ),
+        "accept_": (
+            wino.accept_,
+            in_order(state(), draft(), names="tokens masked token_ids confidence"),
+            {"threshold": torch.rand(B)},
+        ),
+        "accept_, count": (
+            wino.accept_,
+            in_order(state(), draft(), names="tokens masked token_ids confidence"),
+            {"count": torch.tensor(2)},
+        ),
+        "wino_step_": (wino.wino_step_, in_order({"logits": logits}, state(), names=WINO_STEP), rule()),
+        "wino_step_, noise": (
+            wino.wino_step_,
+            in_order({"logits": logits}, state(), names=WINO_STEP),
+            rule(temperature=torch.rand(B), seed=noise()["seed"]),
+        ),
+        "shadow_attention": (wino.shadow_attention, attention(), {"num_shadow": 2, "block_start": start}),
+        "shadow_attention, padding": (
+            wino.shadow_attention,
+            attention(half),
+            {"num_shadow": 0, "block_start": start, "key_padding_mask": torch.rand(B, 9) < 0.5, "scale": 0.5},
+        ),
+        "trajectory_loss": (wino.trajectory_loss, (*loss_inputs(), *thresholds), {}),
+        "trajectory_loss_backward": (
+            wino.trajectory_loss_backward,
+            (torch.ones(3), *(t.detach() for t in loss_inputs()), *thresholds, True),
+            {},
+        ),
+    }
+
+
+CALLS = list(operator_calls())
+
+
+def test_every_operator_is_covered() -> None:
+    registered = {schema.partition("(")[0] for schema in ops.SCHEMAS}
+    assert {name.partition(",")[0] for name in CALLS} == registered == set(backends._load("eager").kernels)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name: str) -> None:
+    operator, args, kwargs = operator_calls()[name]
+    torch.library.opcheck(operator.default, args, kwargs)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_fakes_promise_what_the_kernels_return(name: str) -> None:
+    operator, args, kwargs = operator_calls()[name]
+    real = operator(*args, **kwargs)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        to_fake = lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x  # noqa: E731
+        fake = operator(*map(to_fake, args), **{key: to_fake(value) for key, value in kwargs.items()})
+    for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (real, fake)), strict=True):
+        assert (one.shape, one.dtype, one.stride(), one.device) == (
+            other.shape,
+            other.dtype,
+            other.stride(),
+            other.device,
+        )
+
+
+@pytest.mark.parametrize("schema", ops.SCHEMAS)
+def test_backends_take_the_schema_in_order(schema: str) -> None:
+    operator = schema.partition("(")[0]
+    expected = [argument.name for argument in getattr(torch.ops.wino, operator).default._schema.arguments]
+    for backend in backends.available():
+        kernel = backends._load(backend).kernels.get(operator)
+        if kernel is not None:
+            assert list(inspect.signature(kernel).parameters) == expected, backend
+
+
+@pytest.mark.parametrize("name", [name for name in wino_kernels.__all__ if name in CPU_OPERATORS])
+def test_public_signatures_match_the_schemas(name: str) -> None:
+    parameters = inspect.signature(getattr(wino_kernels, name)).parameters.values()
+    arguments = getattr(torch.ops.wino, name).default._schema.arguments
+    assert [(p.name, p.kind == p.KEYWORD_ONLY) for p in parameters] == [(a.name, a.kwarg_only) for a in arguments]
+
+
+def test_native_backend_is_there_to_be_tested() -> None:
+    assert backends.why_not("cpu") is None
+    for operator in CPU_OPERATORS:
+        assert [path for path in paths(operator) if path.startswith("cpu-")], operator
+
+
+def whole_step(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    masked: Tensor,
+    revocable: Tensor,
+    last_accepted: Tensor,
+    threshold: Tensor,
+    threshold_back: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """A decode step as a decoder writes it: attention, head, acceptance."""
+    start = torch.zeros(len(hidden), dtype=torch.int64)
+    heads = hidden[:, None]
+    hidden = wino_kernels.shadow_attention(heads, heads, heads, num_shadow=2, block_start=start)[:, 0]
+    candidates = torch.where(masked, -1, torch.where(revocable, tokens, -2))
+    noise = {"temperature": temperature, "seed": wino_kernels.row_seeds(seed, 4, torch.arange(K).expand_as(tokens))}
+    ids, confidence = wino_kernels.linear_score_tokens(hidden, weight, candidates, **noise)
+    ids, confidence = wino_kernels.score_tokens(hidden @ weight.T, torch.where(masked, ids, candidates))
+    thresholds = {"threshold": threshold, "threshold_back": threshold_back}
+    accepted, remasked, status = wino_kernels.accept_remask_(
+        tokens, masked, revocable, ids, confidence, last_accepted, mask_id=MASK, **thresholds
+    )
+    more, done = wino_kernels.accept_(tokens, masked, ids, confidence, count=torch.ones_like(accepted))
+    step = wino_kernels.wino_step_(
+        hidden @ weight.T, tokens, masked, revocable, last_accepted, mask_id=MASK, **thresholds, verify_last=True
+    )
+    return torch.stack([accepted, remasked, status, more, done, *step]), confidence
+
+
+def step_arguments(step: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(step)
+    rand = torch.rand(B, 3, generator=generator)
+    logits = torch.randn(B, K, H, generator=generator) * 3, torch.randn(V, H, generator=generator)
+    thresholds = rand[:, 0].contiguous(), rand[:, 1].contiguous()
+    return *logits, *state().values(), *thresholds, rand[:, 2:].expand(B, K), torch.tensor([step, 7, -step])
+
+
+def test_compiled_step_follows_changing_tensors_without_recompiling() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(whole_step, fullgraph=True, backend=counter)
+    changed = 0
+    for step in range(6):
+        plain, traced = step_arguments(step), step_arguments(step)
+        expected, result = whole_step(*plain), compiled(*traced)
+        for one, other in zip((*expected, *plain), (*result, *traced), strict=True):
+            assert torch.equal(one, other)
+        changed += not torch.equal(plain[2], step_arguments(step)[2])
+    assert counter.frame_count == 1
+    assert changed == 6
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiled_in_place(compiler: str) -> None:
+    """What the default compiler makes of in-place operators, on views, between reads of the same tensors."""
+
+    def step(logits: Tensor, wide: Tensor, masked: Tensor, revocable: Tensor, last: Tensor, rule: Any) -> Any:
+        tokens = wide[:, 1 : 1 + K]
+        first = wino_kernels.wino_step_(logits, tokens, masked, revocable, last, mask_id=MASK, **rule)
+        between = tokens.clone()
+        second = wino_kernels.wino_step_(logits, tokens, masked, revocable, last, mask_id=MASK, **rule)
+        return first, between, second
+
+    torch._dynamo.reset()
+    logits = torch.randn(B, K, V) * 3
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend=compiler)):
+        start = state()
+        wide = torch.full((B, K + 2), -5)
+        wide[:, 1 : 1 + K] = start.pop("tokens")
+        rule = {"threshold": torch.tensor(0.3), "threshold_back": torch.tensor(0.8)}
+        first, between, second = function(logits, wide, *start.values(), rule)
+        results.append([*first, between, *second, wide, *start.values()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert (results[0][-4][:, [0, -1]] == -5).all() and not torch.equal(results[0][-4][:, 1:-1], state()["tokens"])
+
+
+def test_compiled_with_scalars() -> None:
+    """Python scalars become constants of the graph; a changed integer seed may recompile, and draws anew."""
+
+    def step(logits: Tensor, confidence: Tensor, tokens: Tensor, masked: Tensor, seed: int) -> Tensor:
+        drawn, _ = wino_kernels.draft_confidence(logits, temperature=0.5, seed=seed)
+        wino_kernels.accept_(tokens, masked, drawn, confidence, threshold=0.3)
+        return drawn
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    logits, confidence = torch.randn(B, K, V), torch.rand(B, K)
+    drawn = []
+    for seed in (3, 4, -1, 2**63 + 5):
+        plain, traced = state(), state()
+        expected = step(logits, confidence, plain["tokens"], plain["masked"], seed)
+        assert torch.equal(compiled(logits, confidence, traced["tokens"], traced["masked"], seed), expected)
+        assert torch.equal(traced["tokens"], plain["tokens"]) and torch.equal(traced["masked"], plain["masked"])
+        drawn.append(expected)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_compiled_with_dynamic_batch() -> None:
+    def score(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return wino_kernels.score_tokens(logits, ids, temperature=0.5, seed=3)
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(score, fullgraph=True, backend=counter, dynamic=True)
+    for rows in (2, 3, 9):
+        logits, ids = torch.randn(rows, V), torch.full((rows,), -1)
+        for one, other in zip(compiled(logits, ids), score(logits, ids), strict=True):
+            assert torch.equal(one, other)
+    assert counter.frame_count == 1
+
+
+def test_compiled_loss_trains() -> None:
+    thresholds = {"threshold": torch.tensor(0.2), "threshold_back": torch.tensor(0.9)}
+
+    def loss(*inputs: Tensor) -> Tensor:
+        return wino_kernels.trajectory_loss(*inputs, **thresholds).loss
+
+    torch._dynamo.reset()
+    inputs = loss_inputs()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(loss(*inputs), inputs[:2])
+    result = torch.autograd.grad(compiled(*inputs), inputs[:2])
+    assert all(torch.allclose(a, b) for a, b in zip(result, expected, strict=True))
+
+
+def test_compilation_reports_bad_arguments() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(wino_kernels.verify_confidence, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match=r"candidate_ids must be int64, got int32"):
+        compiled(torch.randn(3, V), torch.zeros(3, dtype=torch.int32))
+
+
+def call_score(logits: Any = None, ids: Any = None, **kwargs: Any) -> Any:
+    logits = torch.randn(B, K, V) if logits is None else logits
+    return wino_kernels.score_tokens(logits, torch.full((B, K), -1) if ids is None else ids, **kwargs)
+
+
+def call_linear(**changes: Any) -> Any:
+    inputs = {"hidden": torch.randn(B, H), "weight": torch.randn(V, H), "candidate_ids": torch.full((B,), -1)}
+    return wino_kernels.linear_score_tokens(**{**inputs, **changes})
+
+
+def call_remask(**changes: Any) -> Any:
+    return unchanged(wino_kernels.accept_remask_, {**state(), **draft(), **rule(), **changes})
+
+
+def call_accept(**changes: Any) -> Any:
+    inputs = {**state(), **draft(), "threshold": 0.5, **changes}
+    del inputs["revocable"], inputs["last_accepted"]
+    return unchanged(wino_kernels.accept_, inputs)
+
+
+def call_wino(**changes: Any) -> Any:
+    return unchanged(wino_kernels.wino_step_, {"logits": torch.randn(B, K, V), **state(), **rule(), **changes})
+
+
+def call_shadow(**changes: Any) -> Any:
+    query, key, value = attention()
+    start = torch.zeros(B, dtype=torch.int64)
+    inputs = {"query": query, "key": key, "value": value, "num_shadow": 2, "block_start": start}
+    return wino_kernels.shadow_attention(**{**inputs, **changes})
+
+
+def call_loss(**changes: Any) -> Any:
+    names = ("hidden", "weight", "labels", "target_mask", "candidate_mask")
+    inputs = {**dict(zip(names, loss_inputs(), strict=True)), "threshold": 0.5, "threshold_back": 0.9}
+    return wino_kernels.trajectory_loss(**{**inputs, **changes})
+
+
+def unchanged(operator: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """A refused call has written nothing."""
+    before = {name: inputs[name].clone() for name in state() if isinstance(inputs.get(name), Tensor)}
+    try:
+        return operator(**inputs)
+    except (TypeError, ValueError):
+        assert all(torch.equal(inputs[name], value) for name, value in before.items())
+        raise
+
+
+META = torch.device("meta")
+INT32_IDS = torch.zeros(B, K, dtype=torch.int32)
+EXPANDED = torch.zeros(1, K, dtype=torch.int64).expand(B, K)
+SHARED = torch.zeros(B, K, dtype=torch.bool)
+NAN = math.nan
+TYPE, VALUE = TypeError, ValueError
+
+REFUSALS: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
+    (call_score, {"logits": [[1.0]]}, TYPE, "logits must be a torch.Tensor, got list"),
+    (
+        call_score,
+        {"logits": torch.zeros(B, K, V, dtype=torch.float64)},
+        TYPE,
+        "logits must be float32 or bfloat16 or float16, got float64",
+    ),
+    (call_score, {"logits": torch.zeros(B, K, V, dtype=torch.int64)}, TYPE, "logits must be .*, got int64"),
+    (call_score, {"logits": torch.zeros(())}, VALUE, r"logits must have shape \(..., V\) with V >= 1, got \(\)"),
+    (call_score, {"logits": torch.zeros(B, K, 0)}, VALUE, r"V >= 1, got \(3, 5, 0\)"),
+    (
+        call_score,
+        {"logits": torch.zeros(V, B, K).permute(1, 2, 0)},
+        VALUE,
+        r"logits must have unit stride in its last dimension, got strides \(5, 1, 15\)",
+    ),
+    (call_score, {"ids": INT32_IDS}, TYPE, "candidate_ids must be int64, got int32"),
+    (
+        call_score,
+        {"ids": torch.zeros(B, dtype=torch.int64)},
+        VALUE,
+        r"candidate_ids must have shape \(3, 5\), got \(3,\)",
+    ),
+    (
+        call_score,
+        {"ids": torch.zeros(B, K, dtype=torch.int64, device=META)},
+        VALUE,
+        "candidate_ids must be on device cpu, got meta",
+    ),
+    (call_score, {"temperature": -0.5}, VALUE, "temperature must be finite and >= 0, got -0.5"),
+    (call_score, {"temperature": NAN}, VALUE, "temperature must be finite and >= 0, got nan"),
+    (call_score, {"temperature": math.inf}, VALUE, "temperature must be finite"),
+    (call_score, {"temperature": "hot"}, TYPE, "temperature must be a number or a tensor, got str"),
+    (call_score, {"temperature": torch.ones(B, K).double()}, TYPE, "temperature must be float32, got float64"),
+    (call_score, {"temperature": torch.ones(B)}, VALUE, r"temperature must have shape \(3, 5\), got \(3,\)"),
+    (call_score, {"temperature": 1.0, "seed": 0.5}, TYPE, "seed must be an integer or a tensor, got float"),
+    (call_score, {"temperature": 1.0, "seed": torch.tensor(3)}, VALUE, r"seed must have shape \(3, 5\), got \(\)"),
+    (call_score, {"temperature": 1.0, "seed": INT32_IDS}, TYPE, "seed must be int64, got int32"),
+    (call_linear, {"hidden": torch.randn(B, H).double()}, TYPE, "hidden must be .*, got float64"),
+    (call_linear, {"hidden": torch.randn(B, H).bfloat16()}, TYPE, "weight must be bfloat16, got float32"),
+    (call_linear, {"hidden": torch.randn(B, H + 1)}, VALUE, r"weight must have shape \(17, 9\), got \(17, 8\)"),
+    (call_linear, {"hidden": torch.randn(B, 0)}, VALUE, "H >= 1"),
+    (call_linear, {"hidden": torch.randn(H, B).T}, VALUE, "hidden must have unit stride"),
+    (call_linear, {"weight": torch.randn(H)}, VALUE, r"weight must have shape \(V, 8\), got \(8,\)"),
+    (call_linear, {"weight": torch.randn(0, H)}, VALUE, "V >= 1"),
+    (call_linear, {"weight": torch.randn(H, V).T}, VALUE, "weight must have unit stride"),
+    (call_linear, {"bias": torch.randn(V + 1)}, VALUE, r"bias must have shape \(17,\), got \(18,\)"),
+    (call_linear, {"bias": torch.randn(V).half()}, TYPE, "bias must be float32, got float16"),
+    (
+        call_linear,
+        {"candidate_ids": torch.zeros(B + 1, dtype=torch.int64)},
+        VALUE,
+        r"candidate_ids must have shape \(3,\), got \(4,\)",
+    ),
+    (call_linear, {"round_to": "bf16"}, VALUE, "round_to must be \"input\" or a torch.dtype, got 'bf16'"),
+    (call_linear, {"round_to": torch.int32}, VALUE, "round_to must be .*, got torch.int32"),
+    (call_remask, {"tokens": torch.zeros(B, K)}, TYPE, "tokens must be int64, got float32"),
+    (call_remask, {"tokens": torch.zeros(K, dtype=torch.int64)}, VALUE, r"tokens must have shape \(B, K\), got \(5,\)"),
+    (call_remask, {"tokens": torch.zeros(K, B, dtype=torch.int64).T}, VALUE, "tokens must have unit stride"),
+    (call_remask, {"tokens": EXPANDED}, VALUE, r"rows of tokens must not overlap in memory, got strides \(0, 1\)"),
+    (call_remask, {"masked": torch.zeros(B, K)}, TYPE, "masked must be bool, got float32"),
+    (
+        call_remask,
+        {"masked": torch.zeros(B, K + 1, dtype=torch.bool)},
+        VALUE,
+        r"masked must have shape \(3, 5\), got \(3, 6\)",
+    ),
+    (call_remask, {"masked": torch.zeros(K, B, dtype=torch.bool).T}, VALUE, "masked must have unit stride"),
+    (call_remask, {"revocable": torch.zeros(B, K, dtype=torch.uint8)}, TYPE, "revocable must be bool, got uint8"),
+    (call_remask, {"revocable": SHARED, "masked": SHARED}, VALUE, "masked and revocable must not share memory"),
+    (call_remask, {"token_ids": INT32_IDS}, TYPE, "token_ids must be int64, got int32"),
+    (call_remask, {"confidence": torch.zeros(B, K).double()}, TYPE, "confidence must be float32, got float64"),
+    (call_remask, {"confidence": torch.zeros(B, K, device=META)}, VALUE, "confidence must be on device cpu, got meta"),
+    (call_remask, {"last_accepted": torch.zeros(B, dtype=torch.int64)}, TYPE, "last_accepted must be int32, got int64"),
+    (
+        call_remask,
+        {"last_accepted": torch.zeros(B, 2, dtype=torch.int32)[:, 0]},
+        VALUE,
+        "last_accepted must have unit stride",
+    ),
+    (call_remask, {"last_accepted": 30}, TYPE, "last_accepted must be a torch.Tensor, got int"),
+    (call_remask, {"threshold": NAN}, VALUE, r"threshold must be in \[0, 1\], got nan"),
+    (call_remask, {"threshold": 1.5}, VALUE, r"threshold must be in \[0, 1\], got 1.5"),
+    (call_remask, {"threshold": None}, TYPE, "threshold must be a number or a tensor, got NoneType"),
+    (call_remask, {"threshold_back": -0.1}, VALUE, r"threshold_back must be in \[0, 1\], got -0.1"),
+    (call_remask, {"threshold_back": torch.tensor(0.5).double()}, TYPE, "threshold_back must be float32, got float64"),
+    (call_remask, {"threshold": torch.rand(B + 1)}, VALUE, r"threshold must have shape \(3,\), got \(4,\)"),
+    (call_remask, {"mask_id": -1}, VALUE, "mask_id must be >= 0, got -1"),
+    (call_remask, {"accept_fraction": 1.1}, VALUE, r"accept_fraction must be in \[0, 1\], got 1.1"),
+    (call_remask, {"accept_fraction": NAN}, VALUE, "accept_fraction must be .*, got nan"),
+    (call_remask, {"min_accept": -1}, VALUE, "min_accept must be >= 0, got -1"),
+    (call_remask, {"max_accept": 0}, VALUE, "max_accept must be >= 1, got 0"),
+    (call_accept, {"threshold": None}, VALUE, "exactly one of threshold and count must be given, got neither"),
+    (call_accept, {"count": 3}, VALUE, "exactly one of threshold and count must be given, got both"),
+    (call_accept, {"threshold": None, "count": -1}, VALUE, "count must be >= 0, got -1"),
+    (call_accept, {"threshold": None, "count": 1.0}, TYPE, "count must be an integer or a tensor, got float"),
+    (call_accept, {"threshold": None, "count": torch.ones(B)}, TYPE, "count must be int32 or int64, got float32"),
+    (
+        call_accept,
+        {"threshold": None, "count": torch.ones(B, 1).int()},
+        VALUE,
+        r"count must have shape \(3,\), got \(3, 1\)",
+    ),
+    (call_accept, {"masked": torch.zeros(B, K).int()}, TYPE, "masked must be bool, got int32"),
+    (call_accept, {"tokens": EXPANDED}, VALUE, "rows of tokens must not overlap"),
+    (call_accept, {"confidence": torch.zeros(B, K - 1)}, VALUE, r"confidence must have shape \(3, 5\), got \(3, 4\)"),
+    (call_wino, {"logits": torch.zeros(B, K + 1, V)}, VALUE, r"logits must have shape \(3, 5, 17\), got \(3, 6, 17\)"),
+    (call_wino, {"logits": torch.zeros(B, K, V).double()}, TYPE, "logits must be .*, got float64"),
+    (call_wino, {"logits": torch.zeros(B, V, K).transpose(1, 2)}, VALUE, "logits must have unit stride"),
+    (call_wino, {"revocable": SHARED, "masked": SHARED}, VALUE, "must not share memory"),
+    (call_wino, {"temperature": torch.ones(K)}, VALUE, r"temperature must have shape \(3,\), got \(5,\)"),
+    (
+        call_wino,
+        {"temperature": 1.0, "seed": torch.zeros(B, dtype=torch.int64)},
+        VALUE,
+        r"seed must have shape \(3, 5\)",
+    ),
+    (call_wino, {"threshold": 2}, VALUE, r"threshold must be in \[0, 1\], got 2"),
+    (call_wino, {"max_accept": 0}, VALUE, "max_accept must be >= 1"),
+    (
+        call_wino,
+        {"last_accepted": torch.zeros(1, dtype=torch.int32)},
+        VALUE,
+        r"last_accepted must have shape \(3,\), got \(1,\)",
+    ),
+    (call_shadow, {"query": torch.zeros(B, 9, 6)}, VALUE, r"query must have shape \(B, Hq, Lq, d\), got \(3, 9, 6\)"),
+    (call_shadow, {"query": torch.zeros(B, 4, 9, 6).long()}, TYPE, "query must be .*, got int64"),
+    (call_shadow, {"query": torch.zeros(B, 3, 9, 6)}, VALUE, "heads of key must divide the 3 heads of query, got 2"),
+    (call_shadow, {"key": torch.zeros(B, 2, 9, 7)}, VALUE, r"key must have shape \(3, 2, 9, 6\), got \(3, 2, 9, 7\)"),
+    (
+        call_shadow,
+        {"value": torch.zeros(B, 2, 8, 6)},
+        VALUE,
+        r"value must have shape \(3, 2, 9, 6\), got \(3, 2, 8, 6\)",
+    ),
+    (call_shadow, {"value": torch.zeros(B, 2, 9, 6).half()}, TYPE, "value must be float32, got float16"),
+    (call_shadow, {"key": torch.zeros(B, 2, 6, 9).transpose(2, 3)}, VALUE, "key must have unit stride"),
+    (call_shadow, {"num_shadow": 10}, VALUE, r"num_shadow must be in \[0, min\(Lq, Lk\) = 9\], got 10"),
+    (call_shadow, {"num_shadow": -1}, VALUE, "num_shadow must be .*, got -1"),
+    (call_shadow, {"block_start": torch.zeros(B)}, TYPE, "block_start must be int64, got float32"),
+    (
+        call_shadow,
+        {"block_start": torch.zeros(1, dtype=torch.int64)},
+        VALUE,
+        r"block_start must have shape \(3,\), got \(1,\)",
+    ),
+    (
+        call_shadow,
+        {"key_padding_mask": torch.ones(B, 8, dtype=torch.bool)},
+        VALUE,
+        r"key_padding_mask must have shape \(3, 9\)",
+    ),
+    (call_shadow, {"key_padding_mask": torch.ones(B, 9)}, TYPE, "key_padding_mask must be bool, got float32"),
+    (call_shadow, {"scale": NAN}, VALUE, "scale must be finite, got nan"),
+    (call_loss, {"hidden": torch.randn(H)}, VALUE, "at least 2 dimensions"),
+    (call_loss, {"weight": torch.randn(V, H).double()}, TYPE, "weight must be float32, got float64"),
+    (call_loss, {"labels": torch.zeros(2, 6)}, TYPE, "labels must be int64, got float32"),
+    (
+        call_loss,
+        {"target_mask": torch.zeros(2, 5, dtype=torch.bool)},
+        VALUE,
+        r"target_mask must have shape \(2, 6\), got \(2, 5\)",
+    ),
+    (call_loss, {"candidate_mask": torch.zeros(2, 6)}, TYPE, "candidate_mask must be bool, got float32"),
+    (call_loss, {"threshold": torch.rand(2)}, VALUE, r"threshold must have shape \(\), got \(2,\)"),
+    (call_loss, {"threshold_back": NAN}, VALUE, r"threshold_back must be in \[0, 1\], got nan"),
+    (call_loss, {"weights": (1.0, 2.0)}, VALUE, "weights must be three numbers, got 2"),
+    (call_loss, {"denominators": torch.ones(4)}, VALUE, "denominators must be three numbers, got 4"),
+]
+
+
+@pytest.mark.parametrize(("call", "changes", "error", "message"), REFUSALS)
+def test_refusals(call: Callable[..., Any], changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    for backend in backends.available():
+        operator_is_native = call not in (call_shadow, call_loss)
+        if backend == "eager" or operator_is_native:
+            with wino_kernels.use_backend(backend), pytest.raises(error, match=rf"^\w+: .*{message}"):
+                call(**changes)
+
+
+def test_the_same_calls_unchanged_are_fine() -> None:
+    for call in {refusal[0] for refusal in REFUSALS}:
+        call()
+
+
+def test_direct_calls_are_checked_too() -> None:
+    operator, args, kwargs = operator_calls()["accept_remask_"]
+    with pytest.raises(TypeError, match="accept_remask_: confidence must be float32, got float64"):
+        operator(*args[:4], args[4].double(), args[5], **kwargs)
+    with pytest.raises(ValueError, match="temperature and seed must be given together, got seed without temperature"):
+        torch.ops.wino.score_tokens(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), seed=torch.zeros(2).long())
+
+
+@over_paths("score_tokens")
+def test_logits_that_require_gradients(path: str) -> None:
+    logits = torch.randn(4, V, requires_grad=True)
+    tokens, confidence = wino_kernels.draft_confidence(logits)
+    expected = wino_kernels.draft_confidence(logits.detach())
+    assert torch.equal(tokens, expected[0]) and torch.equal(confidence, expected[1])
+    with torch.inference_mode():
+        assert torch.equal(wino_kernels.draft_confidence(logits)[1], confidence)
+
+
+def test_an_explicit_backend_that_cannot_serve_raises() -> None:
+    with wino_kernels.use_backend("cpu"), pytest.raises(wino_kernels.BackendUnavailableError) as caught:
+        call_loss()
+    assert re.search("trajectory_loss.*cpu", str(caught.value))
+    with pytest.raises(wino_kernels.BackendUnavailableError, match="abacus"), wino_kernels.use_backend("abacus"):
+        pass
+
+
+def test_importing_brings_torch_and_nothing_heavier() -> None:
+    program = """
+import sys, torch
+before = set(sys.modules)
+import wino_kernels
+print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(result.stdout.split()) <= {"wino_kernels"}
+
+
+def test_everything_public_is_documented() -> None:
+    for name in wino_kernels.__all__:
+        documentation = inspect.getdoc(getattr(wino_kernels, name))
+        assert documentation and len(documentation) > 60, name

@@ -1,0 +1,200 @@
+"""trajectory_loss against the formula of SPEC section 5, differentiated by autograd."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from kernel_paths import over_paths
+from torch import Tensor
+
+import wino_kernels
+
+THRESHOLDS = {"threshold": 0.35, "threshold_back": 0.9}
+
+
+class Batch(NamedTuple):
+    hidden: Tensor
+    weight: Tensor
+    labels: Tensor
+    target_mask: Tensor
+    candidate_mask: Tensor
+
+
+def batch_of(rows: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float64, leading: int = 1) -> Batch:
+    hidden = torch.randn(leading, rows, width, dtype=torch.float64)
+    weight = torch.randn(vocabulary, width, dtype=torch.float64)
+    top = (hidden @ weight.T).argmax(-1)
+    labels = torch.where(torch.rand(leading, rows) < 0.5, top, torch.randint(0, vocabulary, (leading, rows)))
+    kind = torch.randint(0, 3, (leading, rows))
+    return Batch(hidden.to(dtype), weight.to(dtype), labels, kind == 0, kind == 1)
+
+
+def parts(batch: Batch, threshold: float, threshold_back: float) -> tuple[list[Tensor], list[int]]:
+    """Row by row, from the text: sums of the three parts (differentiable) and their counts."""
+    sums: list[Tensor] = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
+    counts = [0, 0, 0]
+    for hidden, label, target, candidate in zip(
+        batch.hidden.flatten(0, -2).double(),
+        batch.labels.flatten().tolist(),
+        batch.target_mask.flatten().tolist(),
+        batch.candidate_mask.flatten().tolist(),
+        strict=True,
+    ):
+        p = torch.softmax(batch.weight.double() @ hidden, -1)
+        entropy = -(p * p.log()).sum()
+        top, top_p = int(p.argmax()), float(p.detach().max())
+        selected = [
+            (target, -p[label].log() if target else None),
+            (target and top == label and top_p < threshold_back, entropy),
+            (candidate and top != label and top_p > threshold, entropy),
+        ]
+        for part, (chosen, value) in enumerate(selected):
+            if chosen and value is not None:
+                sums[part] = sums[part] + value
+                counts[part] += 1
+    return sums, counts
+
+
+@over_paths("trajectory_loss")
+@pytest.mark.parametrize("shape", [(1, 1, 1), (40, 5, 7), (31, 12, 123), (90, 8, 1000)])
+def test_sums_counts_and_gradients(path: str, shape: tuple[int, int, int]) -> None:
+    batch = batch_of(*shape, leading=2)
+    batch.hidden.requires_grad_()
+    batch.weight.requires_grad_()
+    result = wino_kernels.trajectory_loss(*batch, **THRESHOLDS)
+    sums, counts = parts(batch, **THRESHOLDS)
+    assert result.counts.tolist() == counts
+    if shape == (40, 5, 7):
+        assert min(counts) >= 3 and counts[1] < counts[0] and counts[2] < int(batch.candidate_mask.sum())
+    assert torch.allclose(result.sums, torch.stack(sums), rtol=1e-12)
+    means = [s / max(c, 1) for s, c in zip(sums, counts, strict=True)]
+    loss = means[0] + 0.1 * means[1] - means[2]
+    assert torch.allclose(result.loss, loss, rtol=1e-12)
+    if loss.requires_grad:
+        expected = torch.autograd.grad(loss, (batch.hidden, batch.weight))
+        gradients = torch.autograd.grad(result.loss, (batch.hidden, batch.weight))
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(gradients, expected, strict=True))
+
+
+@over_paths("trajectory_loss")
+def test_gradcheck(path: str) -> None:
+    batch = batch_of(12, 4, 9)
+    weights = torch.tensor([1.0, 0.3, -0.7], dtype=torch.float64)
+
+    def weighted(hidden: Tensor, weight: Tensor) -> Tensor:
+        result = wino_kernels.trajectory_loss(hidden, weight, *batch[2:], **THRESHOLDS)
+        return result.loss + (result.sums * weights).sum()
+
+    assert int(wino_kernels.trajectory_loss(*batch, **THRESHOLDS).counts.min()) >= 1
+    leaves = (batch.hidden.requires_grad_(), batch.weight.requires_grad_())
+    assert torch.autograd.gradcheck(weighted, leaves)
+
+
+@over_paths("trajectory_loss")
+def test_weights_and_denominators(path: str) -> None:
+    """Two halves of a batch, each divided by the counts of the whole, add up to the whole."""
+    batch = batch_of(60, 6, 11)
+    whole = wino_kernels.trajectory_loss(*batch, weights=(0.5, 2.0, 3.0), **THRESHOLDS)
+    means = whole.sums / whole.counts
+    assert torch.allclose(whole.loss, 0.5 * means[0] + 2.0 * means[1] - 3.0 * means[2])
+    for denominators in (whole.counts, whole.counts.double(), whole.counts.tolist()):
+        halves = [
+            wino_kernels.trajectory_loss(
+                batch.hidden[:, rows],
+                batch.weight,
+                *(tensor[:, rows] for tensor in batch[2:]),
+                weights=(0.5, 2.0, 3.0),
+                denominators=denominators,
+                **THRESHOLDS,
+            )
+            for rows in (slice(0, 23), slice(23, 60))
+        ]
+        assert torch.allclose(halves[0].loss + halves[1].loss, whole.loss)
+        assert torch.equal(halves[0].counts + halves[1].counts, whole.counts)
+
+
+@over_paths("trajectory_loss")
+def test_empty_selections_contribute_nothing(path: str) -> None:
+    batch = batch_of(20, 4, 9)
+    nothing = torch.zeros_like(batch.target_mask)
+    batch.hidden.requires_grad_()
+    for target, candidate in ((nothing, nothing), (batch.target_mask, nothing), (nothing, batch.candidate_mask)):
+        result = wino_kernels.trajectory_loss(*batch[:3], target, candidate, **THRESHOLDS)
+        assert result.loss.isfinite()
+        (gradient,) = torch.autograd.grad(result.loss, batch.hidden)
+        assert gradient.isfinite().all() and (gradient[~(target | candidate)] == 0).all()
+    empty = wino_kernels.trajectory_loss(*batch[:3], nothing, nothing, **THRESHOLDS)
+    assert empty.loss == 0 and empty.counts.tolist() == [0, 0, 0]
+    none = Batch(*(tensor[:, :0] if tensor is not batch.weight else tensor for tensor in batch))
+    assert wino_kernels.trajectory_loss(*none, **THRESHOLDS).loss == 0
+
+
+@over_paths("trajectory_loss")
+def test_unused_rows_may_hold_anything(path: str) -> None:
+    batch = batch_of(30, 4, 9)
+    unused = ~(batch.target_mask | batch.candidate_mask)
+    dirty = Batch(
+        batch.hidden.masked_fill(unused[..., None], math.nan),
+        batch.weight.clone().requires_grad_(),
+        batch.labels.masked_fill(unused, -100),
+        *batch[3:],
+    )
+    dirty.hidden.requires_grad_()
+    result = wino_kernels.trajectory_loss(*dirty, **THRESHOLDS)
+    assert torch.equal(result.sums, wino_kernels.trajectory_loss(*batch, **THRESHOLDS).sums)
+    gradients = torch.autograd.grad(result.loss, (dirty.hidden, dirty.weight))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@over_paths("trajectory_loss")
+def test_a_target_needs_a_label(path: str) -> None:
+    for label in (-100, 9):
+        batch = batch_of(10, 4, 9)
+        batch.target_mask[0, 4] = True
+        batch.labels[0, 4] = label
+        assert wino_kernels.trajectory_loss(*batch, **THRESHOLDS).loss.isnan()
+
+
+@over_paths("trajectory_loss")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision(path: str, dtype: torch.dtype) -> None:
+    """Error of value and gradient at most that of the same formula with an unfused head in the same dtype."""
+    batch = batch_of(50, 16, 60, dtype)
+    batch.hidden.requires_grad_()
+    batch.weight.requires_grad_()
+    result = wino_kernels.trajectory_loss(*batch, **THRESHOLDS)
+    assert result.loss.dtype == torch.float32
+    sums, counts = parts(batch, **THRESHOLDS)
+    assert (result.counts - torch.tensor(counts)).abs().max() <= (0 if dtype == torch.float32 else 2)
+    means = [s / c for s, c in zip(sums, counts, strict=True)]
+    loss = means[0] + 0.1 * means[1] - means[2]
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.02}[dtype]
+    assert abs(float(result.loss.detach()) - float(loss.detach())) <= tolerance
+    gradients = torch.autograd.grad(result.loss, (batch.hidden, batch.weight))
+    for gradient, expected in zip(gradients, torch.autograd.grad(loss, (batch.hidden, batch.weight)), strict=True):
+        assert gradient.dtype == dtype
+        assert (gradient - expected).norm() <= tolerance * expected.norm()
+
+
+@over_paths("trajectory_loss")
+def test_only_the_gradients_asked_for(path: str) -> None:
+    batch = batch_of(10, 4, 9)
+    assert not wino_kernels.trajectory_loss(*batch, **THRESHOLDS).loss.requires_grad
+    batch.hidden.requires_grad_()
+    wino_kernels.trajectory_loss(*batch, **THRESHOLDS).loss.backward()
+    assert batch.hidden.grad is not None and batch.weight.grad is None
+    only_weight = Batch(batch.hidden.detach(), batch.weight.requires_grad_(), *batch[2:])
+    wino_kernels.trajectory_loss(*only_weight, **THRESHOLDS).loss.backward()
+    assert batch.weight.grad is not None
+
+
+@over_paths("trajectory_loss")
+def test_thresholds_as_tensors(path: str) -> None:
+    batch = batch_of(40, 5, 7)
+    by_number = wino_kernels.trajectory_loss(*batch, **THRESHOLDS)
+    tensors = {name: torch.tensor(value) for name, value in THRESHOLDS.items()}
+    assert torch.equal(wino_kernels.trajectory_loss(*batch, **tensors).sums, by_number.sums)
+    assert wino_kernels.trajectory_loss(*batch, threshold=1.0, threshold_back=0.0).counts[1:].tolist() == [0, 0]

@@ -1,0 +1,88 @@
+"""The decoder's view: hidden rows and head together are the logits of a dense shadow mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import reference_loop
+import torch
+import torch.nn.functional as F
+from llada_models import build_llada
+from torch import Tensor
+
+from wino.models import backbone_of
+
+PROMPT, LENGTH, BLOCK = 5, 24, 8
+REAL = PROMPT + LENGTH
+
+
+def layout(start: int, batch: int = 2) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(start)
+    return {
+        "tokens": torch.cat((torch.randint(2, 60, (batch, REAL), generator=generator), torch.ones(batch, BLOCK).long()), 1),
+        "rows": torch.randint(0, REAL + BLOCK, (batch, 11), generator=generator),
+        "position_ids": torch.tensor([*range(REAL), *range(start, start + BLOCK)]).expand(batch, -1),
+        "num_shadow": BLOCK,
+        "block_start": torch.full((batch,), start),
+    }
+
+
+def dense_logits(model: Any, call: dict[str, Any], mask: Tensor) -> Tensor:
+    logits = model(call["tokens"], attention_mask=mask, position_ids=call["position_ids"]).logits
+    return logits.gather(1, call["rows"][:, :, None].expand(-1, -1, logits.shape[-1]))
+
+
+@pytest.mark.parametrize("fields", [{}, {"n_kv_heads": 2}, {"weight_tying": True}, {"include_bias": True, "scale_logits": True}])
+@pytest.mark.parametrize("start", [5, 13, 21])
+def test_rows_times_head_are_the_logits(fields: dict[str, Any], start: int) -> None:
+    model, call = build_llada(**fields), layout(start)
+    backbone = backbone_of(model)
+    hidden = backbone.hidden_rows(**call)
+    assert hidden.shape == (2, 11, 48) and hidden.dtype == torch.float32
+    expected = dense_logits(model, call, reference_loop.visibility(REAL, start, BLOCK))
+    torch.testing.assert_close(F.linear(hidden, *backbone.head()), expected, atol=1e-4, rtol=0)
+
+
+def test_without_shadow_and_with_padding() -> None:
+    model = build_llada()
+    backbone = backbone_of(model)
+    call = layout(5)
+    call = {name: value[:, :REAL] for name, value in call.items() if name in ("tokens", "position_ids")}
+    call["rows"] = torch.arange(PROMPT, REAL).expand(2, -1)
+    padding = torch.ones(2, REAL, dtype=torch.bool)
+    padding[1, :3] = False
+    for mask in (None, padding):
+        hidden = backbone.hidden_rows(**call, key_padding_mask=mask)
+        visible = torch.ones(2, REAL, dtype=torch.bool) if mask is None else mask
+        torch.testing.assert_close(F.linear(hidden, *backbone.head()), dense_logits(model, call, visible), atol=1e-4, rtol=0)
+
+
+def test_what_a_backbone_says_of_its_model() -> None:
+    model = build_llada(vocab_size=50, embedding_size=64).to(torch.bfloat16)
+    backbone = backbone_of(model)
+    assert (backbone.mask_token_id, backbone.eos_token_id, backbone.vocab_size, backbone.max_length) == (1, 0, 64, 96)
+    assert backbone.dtype == torch.bfloat16 and backbone.device == torch.device("cpu")
+    weight, bias = backbone.head()
+    assert weight is model.model.transformer.ff_out.weight and bias is None
+    assert backbone.hidden_rows(**layout(5)).dtype == torch.bfloat16
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {**layout(5), **changes}
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (changed(tokens=torch.full((2, REAL + BLOCK), 60)), r"token ids must lie in \[0, 60\), got 60"),
+        (changed(tokens=torch.full((2, REAL + BLOCK), -1)), r"token ids must lie in \[0, 60\), got -1"),
+        (changed(position_ids=torch.arange(90, 90 + REAL + BLOCK).expand(2, -1)), r"position ids must lie in \[0, 96\)"),
+        (changed(position_ids=torch.arange(REAL)), "position_ids: expected shape"),
+        (changed(rows=torch.arange(4)), "rows: expected shape"),
+        (changed(block_start=None), "block_start is needed"),
+    ],
+)
+def test_calls_that_do_not_fit(call: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        backbone_of(build_llada()).hidden_rows(**call)

@@ -1,0 +1,119 @@
+"""The arithmetic of the reported figures, and how they are gathered."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import wino
+from wino.pretrain import Recipe, build_model, build_tokenizer
+from wino.tasks import get_task
+from wino.tasks.evaluation import (
+    Evaluation,
+    answer_lengths,
+    encode_prompts,
+    evaluate,
+    paired_difference,
+    wilson_interval,
+)
+from wino.tasks.presets import baseline_configs, decoder_configs, load_presets
+
+RECIPE = Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0)],
+)
+def test_wilson_interval_of_published_examples(successes: int, n: int, low: float, high: float) -> None:
+    """Newcombe (1998), table I, method 3."""
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(n=st.integers(1, 3000), share=st.floats(0, 1))
+def test_wilson_interval_holds_the_rate_and_is_symmetric(n: int, share: float) -> None:
+    successes = round(n * share)
+    low, high = wilson_interval(successes, n)
+    assert 0 <= low <= successes / n + 1e-12 and successes / n - 1e-12 <= high <= 1
+    assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low))
+
+
+def test_paired_difference_of_a_hand_computed_table() -> None:
+    """100 pairs, 7 won and 2 lost: adjusted shares 8/102 and 3/102."""
+    ours = [True] * 7 + [False] * 2 + [True] * 60 + [False] * 31
+    theirs = [False] * 7 + [True] * 2 + [True] * 60 + [False] * 31
+    mean, low, high = paired_difference(ours, theirs)
+    half = 1.959964 * math.sqrt((11 / 102 - (5 / 102) ** 2) / 102)
+    assert mean == pytest.approx(0.05)
+    assert (low, high) == pytest.approx((5 / 102 - half, 5 / 102 + half), abs=1e-6)
+    assert paired_difference(theirs, ours)[1:] == pytest.approx((-high, -low))
+
+
+def test_paired_difference_keeps_a_width_without_any_disagreement() -> None:
+    mean, low, high = paired_difference([True] * 50, [True] * 50)
+    assert mean == 0 and low < -0.01 and high > 0.01
+    with pytest.raises(ValueError):
+        paired_difference([True], [True, False])
+
+
+def test_answer_lengths_count_the_first_end_token_and_no_padding() -> None:
+    generated = torch.tensor([[5, 6, 0, 0, 0], [0, 5, 6, 7, 0], [5, 6, 7, 8, 9], [5, 6, 7, 8, 0]])
+    assert answer_lengths(generated, 0).tolist() == [3, 1, 5, 5]
+    assert answer_lengths(generated, None).tolist() == [5] * 4
+
+
+def test_figures_of_an_evaluation() -> None:
+    result = Evaluation(["", "", "", ""], [True, False, True, True], [10, 20, 30, 40], [10, 10, 10, 20], seconds=4.0)
+    assert result.accuracy == 0.75 and result.mean_steps == 12.5
+    assert result.step_reduction == pytest.approx(100 / 50)  # sums, not the mean of ratios
+    assert result.tokens_per_forward == pytest.approx((1 + 2 + 3 + 2) / 4)
+    assert result.tokens_per_second == 25.0
+    assert result.row()["n"] == 4 and result.row()["ci_low"] == result.accuracy_interval[0]
+
+
+def test_prompts_are_padded_on_the_left_behind_the_chat_template() -> None:
+    tokenizer = build_tokenizer()
+    ids, mask = encode_prompts(tokenizer, ["sum 12", "sum 1234"])
+    assert tokenizer.convert_ids_to_tokens(ids[1]) == ["<|user|>", "sum", "1", "2", "3", "4", "<|assistant|>"]
+    assert mask.tolist() == [[0, 0, 1, 1, 1, 1, 1], [1] * 7]
+    assert ids[0, 2:].tolist() == encode_prompts(tokenizer, ["sum 12"])[0][0].tolist()
+
+
+def test_prompts_that_cannot_be_encoded_are_named() -> None:
+    tokenizer = build_tokenizer()
+    with pytest.raises(ValueError, match="empty prompt"):
+        encode_prompts(tokenizer, ["sum 12", "  \n"])
+    with pytest.raises(ValueError, match=r"cannot encode '\?z' in 'sum \?z2z'"):
+        encode_prompts(tokenizer, ["sum 12", "sum ?z2z"])
+
+
+def test_evaluate_reports_every_item_once_whatever_the_batches() -> None:
+    tokenizer, task = build_tokenizer(), get_task("sudoku")
+    model = build_model(RECIPE, tokenizer).eval()
+    items = list(islice(task.items("validation"), 7))
+    config = wino.GenerationConfig(decoder="low_confidence", max_new_tokens=20, steps=5)
+    seen: list[int] = []
+    result = evaluate(model, tokenizer, task, items, config, batch_size=3, on_batch=seen.append)
+    assert seen == [3, 3, 1]
+    assert result.steps == [5] * 7 and len(result.texts) == len(result.tokens) == 7 and result.seconds > 0
+    assert result.correct == [task.grade(item, text) for item, text in zip(items, result.texts, strict=True)]
+    assert result.config["decoder"] == "low_confidence" and result.config["steps"] == 5
+    whole = evaluate(model, tokenizer, task, items, config)
+    assert (whole.texts, whole.tokens) == (result.texts, result.tokens)
+
+
+def test_the_compared_decoders(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    task = get_task("sum")
+    assert [config.steps for config in baseline_configs(task).values()] == [44, 22, 11]
+    assert load_presets(tmp_path) == {}
+    (tmp_path / "presets.json").write_text('{"sum": {"wino": {"threshold": 0.7, "block_length": 22}}}')
+    configs = decoder_configs(task, load_presets(tmp_path))
+    assert list(configs) == [*baseline_configs(task), "confidence_threshold", "wino"]
+    assert configs["wino"].threshold == 0.7 and configs["wino"].block_size == 22
+    assert configs["confidence_threshold"].threshold == wino.GenerationConfig().threshold
+    assert {config.max_new_tokens for config in configs.values()} == {44}

@@ -1,0 +1,610 @@
+"""The command line: what each command prints, into a pipe and on a terminal, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from wino.cli import app
+from wino.cli import demo as demo_module
+from wino.cli.board import TAKEN_BACK, Board, Glyphs, LiveDecode
+from wino.cli.errors import describe, one_line
+from wino.cli.generate import config_for
+from wino.cli.session import Session, open_session, write_atomically
+from wino.decoders import DECODERS
+from wino.pretrain import Recipe, build_model, build_tokenizer
+from wino.tasks import TASKS
+from wino.trace import StepRecord
+
+RECIPE = Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)
+PROMPT = "sudoku 1000200030004000"
+FAST = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model whose confidences are spread out, so that thresholds have something to decide."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = build_tokenizer()
+    model = build_model(RECIPE, tokenizer)
+    with torch.no_grad():
+        model.model.transformer["ff_out"].weight.mul_(25)
+        model.model.transformer["ff_out"].weight[tokenizer.mask_token_id] = 0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    presets = {name: {"wino": {"threshold": 0.3, "threshold_back": 0.8, "verify_last": True}} for name in TASKS}
+    (folder / "presets.json").write_text(json.dumps(presets))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def session(checkpoint: Path) -> Session:
+    return open_session(str(checkpoint))
+
+
+@pytest.fixture
+def broken(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint to damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+
+
+def wino(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+
+
+def succeeds(*arguments: str | Path, stdin: str | bytes | None = None) -> str:
+    result = wino(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    return result.stdout
+
+
+def fails(*arguments: str | Path, stdin: str | bytes | None = None) -> str:
+    """The message of a run that must end with exit code 2, one line on stderr and nothing on stdout."""
+    result = wino(*arguments, stdin=stdin)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert re.fullmatch(r"wino: [^\n]+\n", result.stderr), result.stderr
+    return result.stderr
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_version_prints_one() -> None:
+    text = succeeds("--help")
+    assert succeeds() == text
+    assert all(f"  {name} " in text for name in ("demo", "generate", "eval", "doctor"))
+    assert re.fullmatch(r"wino \d+\.\d+\.\d+\S*\n", succeeds("--version"))
+
+
+@pytest.mark.parametrize("command", ["demo", "generate", "eval", "doctor"])
+def test_help_of_a_command_explains_each_option(command: str) -> None:
+    text = succeeds(command, "--help")
+    options = re.findall(r"^  (?:-\w, )?--[\w-]+.*(?:\n {10,}\S.*)*", text, flags=re.MULTILINE)
+    assert options and all(len(re.split(r"\s{2,}|\n", option.strip())) >= 2 for option in options)
+    if command in ("generate", "eval"):
+        assert all(name in text for name in DECODERS)
+        for field in ("threshold", "threshold-back", "block-length", "max-new-tokens", "temperature", "seed", "steps"):
+            assert f"--{field}" in text
+    if command == "eval":
+        assert all(name in text for name in TASKS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, wino.cli\ntry: wino.cli.main()\nfinally: print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code, "generate", "--help"], capture_output=True, text=True, check=True)
+    assert "--threshold-back" in run.stdout
+    assert not {"torch", "transformers", "tokenizers", "numpy"} & set(run.stdout.splitlines()[-1].split())
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_generate_prints_the_text_alone(checkpoint: Path) -> None:
+    text = succeeds("generate", PROMPT, "--model", checkpoint)
+    record = json.loads(succeeds("generate", PROMPT, "--model", checkpoint, "--json"))
+    assert text == record["text"] + "\n"
+
+
+def test_generate_json_lines(checkpoint: Path) -> None:
+    arguments = ("--model", checkpoint, "--max-new-tokens", "16", "--block-length", "8", "--json")
+    record = json.loads(succeeds("generate", PROMPT, *arguments))
+    assert list(record) == ["prompt", "text", "steps", "tokens", "generated_ids", "accepted_at"]
+    assert record["prompt"] == PROMPT and len(record["generated_ids"]) == len(record["accepted_at"]) == 16
+    assert 1 <= record["tokens"] <= 16 and max(record["accepted_at"]) < record["steps"]
+    traced = json.loads(succeeds("generate", PROMPT, *arguments, "--trace"))
+    trace = traced.pop("trace")
+    assert traced == record and len(trace) == record["steps"]
+    tokens: dict[int, int] = {}
+    for step in trace:
+        tokens |= dict(zip(step["accepted_positions"], step["accepted_tokens"], strict=True))
+        for position in step["remasked_positions"]:
+            del tokens[position]
+    assert [tokens[i] for i in range(16)] == record["generated_ids"]
+
+
+def test_generate_reads_prompts_from_a_file_and_from_standard_input(checkpoint: Path, tmp_path: Path) -> None:
+    """Prompts of three lengths and two tasks, in batches that cut across both, give what each gives alone."""
+    prompts = [PROMPT, "sum 12+34", "sum 1+2+3", "sudoku 1", "sudoku 12341234"]
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(prompts) + "\n")
+    arguments = ("--model", checkpoint, "--json", "--batch-size", "2")
+    lines = succeeds("generate", "--file", file, *arguments)
+    assert succeeds("generate", "-", *arguments, stdin=file.read_text()) == lines
+    assert succeeds("generate", "--file", "-", *arguments, stdin=file.read_bytes()) == lines
+    records = [json.loads(line) for line in lines.splitlines()]
+    assert [record["prompt"] for record in records] == prompts
+    assert [len(record["generated_ids"]) for record in records] == [20, 44, 44, 20, 20]
+    alone = [json.loads(succeeds("generate", prompt, "--model", checkpoint, "--json")) for prompt in prompts]
+    assert records == alone
+    texts = succeeds("generate", "--file", file, "--model", checkpoint)
+    assert texts.splitlines() == [record["text"] for record in records]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_generate_with_every_decoder(checkpoint: Path, decoder: str) -> None:
+    arguments = ("generate", "12+34", "--model", checkpoint, "--max-new-tokens", "12", "--decoder", decoder, "--json")
+    record = json.loads(succeeds(*arguments, "--temperature", "1", "--seed", "7"))
+    assert record == json.loads(succeeds(*arguments, "--temperature", "1", "--seed", "7"))
+    assert record != json.loads(succeeds(*arguments, "--temperature", "1", "--seed", "8"))
+    if decoder == "low_confidence":
+        assert record["steps"] == 12
+        assert json.loads(succeeds(*arguments, "--steps", "3"))["steps"] == 3
+
+
+def test_settings_come_from_the_command_line_then_the_preset_then_the_defaults() -> None:
+    presets = {"sum": {"wino": {"threshold": 0.7, "block_length": 11}}}
+    assert config_for("sum 1+2", {}, presets).threshold == 0.7
+    assert config_for("sum 1+2", {"threshold": 0.2}, presets).threshold == 0.2
+    assert config_for("sum 1+2", {}, presets).block_size == 11
+    assert config_for("sum 1+2", {"max_new_tokens": 64}, presets).block_size == 64
+    assert config_for("sum 1+2", {"decoder": "low_confidence"}, presets).block_size == 44
+    assert config_for("sum 1+2", {}, {}).max_new_tokens == config_for("hello", {}, presets).max_new_tokens == 256
+
+
+GENERATE_ERRORS = [
+    (("--decoder", "greedy"), "decoder: expected one of wino"),
+    (("--remasking", "lowest"), "remasking: expected one of"),
+    (("--threshold", "0"), "threshold: expected in (0, 1], got 0.0"),
+    (("--threshold", "1.5"), "threshold: expected in (0, 1], got 1.5"),
+    (("--threshold", "nan"), "threshold: expected in (0, 1], got nan"),
+    (("--threshold-back", "-0.1"), "threshold_back: expected in (0, 1], got -0.1"),
+    (("--threshold", "high"), "Invalid value for '--threshold'"),
+    (("--block-length", "7"), "block_length: must divide max_new_tokens = 20, got 7"),
+    (("--max-new-tokens", "32", "--block-length", "7"), "block_length: must divide max_new_tokens = 32, got 7"),
+    (("--max-new-tokens", "0"), "max_new_tokens: expected an integer >= 1"),
+    (("--max-new-tokens", "250"), "the model's limit is 256"),
+    (("--block-length", "5", "--steps", "3"), "steps: must be a multiple of the 4 blocks"),
+    (("--temperature", "-1"), "temperature: expected a finite number >= 0"),
+    (("--cfg-scale", "inf"), "cfg_scale: expected a finite number >= 0"),
+    (("--accept-fraction", "0"), "accept_fraction: expected in (0, 1]"),
+    (("--min-accept", "0"), "min_accept: expected an integer >= 1"),
+    (("--batch-size", "0"), "--batch-size"),
+    (("--device", "nowhere"), "device: 'nowhere' cannot be used here"),
+    (("--trace",), "--trace adds to JSON lines"),
+    (("--stream",), "--stream needs a terminal"),
+    (("--stream", "--json"), "exclude each other"),
+    (("--file", "prompts.txt"), "expected a prompt or --file, got both"),
+    (("--treshold", "0.5"), "No such option: --treshold"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), GENERATE_ERRORS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_bad_settings_are_one_line(checkpoint: Path, options: tuple[str, ...], told: str) -> None:
+    assert told in fails("generate", PROMPT, "--model", checkpoint, *options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("", "prompt: expected a prompt, got an empty one"),
+        (" \t", "prompt: expected a prompt, got an empty one"),
+        ("sudoku 1<|mdm_mask|>2", "the mask token (1) is in the prompt"),
+        ("sum 1+2 = \N{SNOWMAN}?", "cannot encode '\N{SNOWMAN}?'"),
+        ("sum 1\n+x\n", "cannot encode 'x'"),
+        ("sum \udcff", "prompt: expected UTF-8 text"),
+        ("sum " + "1" * 300, "the model's limit is 256"),
+    ],
+)
+def test_bad_prompts_are_one_line(checkpoint: Path, prompt: str, told: str) -> None:
+    assert told in fails("generate", prompt, "--model", checkpoint)
+
+
+def test_bad_prompt_files_are_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "gap").write_text("sum 1\n\nsum 2\n")
+    (tmp_path / "late").write_text("sum 1\n" * 40 + "sum x\n")
+    (tmp_path / "latin").write_bytes("sum é".encode("latin-1"))
+    for name, told in {
+        "absent": "absent: No such file or directory",
+        ".": "Is a directory",
+        "empty": "empty: expected one prompt a line, got nothing",
+        "gap": "gap, line 2: expected a prompt, got an empty one",
+        "late": "cannot encode 'x' in 'sum x'",
+        "latin": "latin: expected UTF-8 text, got the byte 0xe9",
+    }.items():
+        assert told in fails("generate", "--file", tmp_path / name, "--model", checkpoint)
+    assert "expected a prompt or --file, got neither" in fails("generate", "--model", checkpoint)
+    assert "standard input: expected one prompt a line" in fails("generate", "-", "--model", checkpoint, stdin="")
+    assert "standard input: expected UTF-8" in fails("generate", "-", "--model", checkpoint, stdin=b"\xff\n")
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def spoil_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def other_model(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def unknown_preset(folder: Path) -> None:
+    (folder / "presets.json").write_text('{"sudoku": {"wino": {"threshold": 2}}}')
+
+
+def change_weights(folder: Path, change: str) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.transformer.blocks.0.q_proj.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "misshapen":
+        tensors[name] = tensors[name][:-1].contiguous()
+    else:
+        tensors[name] = torch.full_like(tensors[name], torch.nan)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (spoil_config, "config.json is not valid JSON"),
+        (other_model, "expected model_type 'llada', got 'bert'"),
+        (no_config, "has no config.json"),
+        (no_weights, "has no model.safetensors"),
+        (no_tokenizer, "tokenizer"),
+        (truncate, "is not a readable safetensors file"),
+        (lambda folder: (folder / "presets.json").write_text("{]"), "presets.json is not valid JSON"),
+        (lambda folder: (folder / "presets.json").write_text('{"sum": 3}'), "expected task -> decoder -> settings"),
+        (unknown_preset, "threshold: expected in (0, 1], got 2"),
+        (lambda folder: change_weights(folder, "missing"), "misses tensors model.transformer.blocks.0.q_proj.weight"),
+        (
+            lambda folder: change_weights(folder, "misshapen"),
+            "misshapen tensors model.transformer.blocks.0.q_proj.weight",
+        ),
+        (lambda folder: change_weights(folder, "nan"), "the model's logits are NaN or infinite for sequence 0"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_checkpoints_are_one_line(broken: Path, damage: object, told: str) -> None:
+    damage(broken)  # type: ignore[operator]
+    assert told in fails("generate", PROMPT, "--model", broken)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    for command in (("generate", PROMPT), ("eval", "--task", "sum"), ("demo",)):
+        assert "no such folder" in fails(*command, "--model", tmp_path / "absent")
+
+
+# --- eval -------------------------------------------------------------------------------------------------------------
+
+
+def test_eval_compares_every_decoder_in_a_plain_table(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    text = succeeds("eval", "--task", "sudoku", "--n", "6", "--model", checkpoint, "--json", out)
+    assert text.isascii()
+    figures = json.loads(out.read_text())
+    assert figures["source"] == {"split": "heldout", "item_seed": 0} and figures["n"] == len(figures["items"]) == 6
+    assert [result["decoder"] for result in figures["results"]] == [
+        "low_confidence", "low_confidence, 2 a step", "low_confidence, 4 a step", "confidence_threshold", "wino",
+    ]  # fmt: skip
+    for result in figures["results"]:
+        assert {"accuracy", "ci_low", "ci_high", "mean_steps", "step_reduction", "tokens_per_forward"} <= set(result)
+        assert len(result["texts"]) == len(result["correct"]) == len(result["steps"]) == len(result["tokens"]) == 6
+        assert result["step_reduction"] == pytest.approx(sum(result["tokens"]) / sum(result["steps"]))
+        line = next(line for line in text.splitlines() if line.startswith(f"{result['decoder']}  "))
+        assert f"{result['mean_steps']:.1f}" in line and f"{result['step_reduction']:.2f}x" in line
+    assert figures["results"][-1]["settings"]["threshold"] == 0.3
+    widths = {len(line) for line in text.splitlines()[1:7]}
+    assert len(widths) == 1 and max(widths) <= 80
+    assert os.listdir(tmp_path) == ["figures.json"]
+
+
+def test_eval_of_one_decoder_with_its_own_settings(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    options = ("--split", "validation", "--n", "3", "--decoder", "wino", "--threshold", "0.5", "--block-length", "11")
+    succeeds("eval", "--task", "sum", "--model", checkpoint, "--json", out, *options)
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["settings"]["threshold"] == 0.5 and result["settings"]["block_length"] == 11
+    assert result["settings"]["threshold_back"] == 0.8 and result["settings"]["max_new_tokens"] == 44
+
+
+def test_eval_of_published_files(checkpoint: Path, tmp_path: Path) -> None:
+    countdown, sudoku, out = tmp_path / "c.jsonl", tmp_path / "s.csv", tmp_path / "out.json"
+    countdown.write_text('{"input": "30,100,93", "output": "23"}\n{"input": "9,9,9", "output": "1"}\n')
+    sudoku.write_text("Puzzle,Solution\n3102200002100320,3142243142131324\n")
+    one = ("--decoder", "confidence_threshold", "--model", checkpoint, "--json", out)
+    text = succeeds("eval", "--task", "countdown", "--data", countdown, *one)
+    assert "countdown: 2 items" in text
+    assert "1 of 2 items cannot be answered with plus and minus; they count as wrong." in text
+    figures = json.loads(out.read_text())
+    assert figures["unanswerable"] == 1 and figures["source"] == {"data": str(countdown)}
+    assert figures["items"][0]["prompt"] == "countdown 030,093,100:023"
+    text = succeeds("eval", "--task", "sudoku", "--data", sudoku, *one)
+    assert "sudoku: 1 items" in text and "count as wrong" not in text
+    assert json.loads(out.read_text())["items"][0]["answer"] == "3142243142131324"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "Missing option '--task'"),
+        (("--task", "chess"), "task: expected one of sudoku"),
+        (("--task", "sum", "--split", "train"), "split: expected one of validation, heldout, got 'train'"),
+        (("--task", "sum", "--n", "0"), "--n"),
+        (("--task", "sum", "--threshold", "0.5"), "--threshold belongs to one decoder"),
+        (("--task", "sum", "--decoder", "best"), "decoder: expected one of"),
+        (("--task", "sum", "--data", "absent.jsonl"), "absent.jsonl: No such file or directory"),
+        (("--task", "sum", "--data", "/dev/null"), "no items in it"),
+        (("--task", "sudoku", "--data", "/dev/null"), "expected the CSV columns Puzzle,Solution"),
+        (
+            ("--task", "sum", "--json", "/absent/out.json"),
+            "/absent/out.json: expected a file name in an existing folder",
+        ),
+        (("--task", "sum", "--json", "/tmp"), "/tmp: expected a file name"),
+    ],
+)
+def test_bad_evaluations_are_one_line(checkpoint: Path, options: tuple[str, ...], told: str) -> None:
+    assert told in fails("eval", "--model", checkpoint, *options)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.json"
+    write_atomically(path, "old")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.json"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~os.umask(os.umask(0o022))
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+def test_demo_into_a_pipe_is_plain_text(checkpoint: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "demo.svg"
+    text = succeeds("demo", "--model", checkpoint, "--items", "2", "--record", picture)
+    assert text.isascii()
+    for task in TASKS.values():
+        assert f"{task.name}: {task.title}, 2 held-out problems" in text
+        assert re.search(rf"^{task.name}: WINO \d+\.\d % in .* 95 % interval", text, flags=re.MULTILINE)
+    assert len(re.findall(r"^decoder  .*\n(?:.+\n){5}", text, flags=re.MULTILINE)) == len(TASKS)
+    assert text.count("WINO, wide in, narrow out: ") == len(TASKS)
+    svg = picture.read_text()
+    xml.etree.ElementTree.fromstring(svg)
+    assert "@font-face" not in svg and "url(https" not in svg and "WINO" in svg
+
+
+def plain(frame: str) -> list[str]:
+    return Text.from_ansi(frame).plain.splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_demo_on_a_terminal_fits_and_is_short(session: Session, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    now = [0.0]
+    monkeypatch.setattr(demo_module.time, "monotonic", lambda: now[0])
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(demo_module.time, "sleep", sleep)
+    for task in TASKS.values():
+        console = Console(file=io.StringIO(), force_terminal=True, width=width, height=40, highlight=False)
+        show = demo_module.prepare(session, task, seed=0)
+        demo_module.play(console, session, show, animate=True, speed=1.0)
+        lines = plain(console.file.getvalue())  # type: ignore[attr-defined]
+        assert max(map(cell_len, lines)) <= width
+        screen = "\n".join(lines)
+        assert "passes" in screen and "tok/s" in screen and ("solved" in screen or "wrong" in screen)
+    assert 5 < sum(slept) < 45
+
+
+def test_a_stage_replays_both_decodes_to_their_final_tokens(session: Session) -> None:
+    for task in TASKS.values():
+        show = demo_module.prepare(session, task, seed=1)
+        stage = demo_module.Stage(Console(file=io.StringIO()), session, show)
+        assert stage.ticks == task.max_new_tokens
+        stage.move_to(stage.ticks)
+        for board, decode in zip(stage.boards, show.decodes, strict=True):
+            assert None not in board.tokens
+            assert session.tokenizer.decode(board.tokens[: decode.length], skip_special_tokens=True) == decode.text
+            positions = [part for line in board.lines for part in line if isinstance(part, int)]
+            assert sorted(positions) == list(range(task.max_new_tokens))
+
+
+def record(accepted: dict[int, int], remasked: dict[int, int] | None = None) -> StepRecord:
+    remasked = remasked or {}
+    return StepRecord(
+        0, 0, list(accepted), list(accepted.values()), [1.0] * len(accepted), list(remasked), list(remasked.values()),
+        [0.1] * len(remasked),
+    )  # fmt: skip
+
+
+def test_a_token_taken_back_flashes_red_and_becomes_a_mask(session: Session) -> None:
+    one, two = session.tokenizer.convert_tokens_to_ids(["1", "2"])
+    board = Board(Glyphs(session.tokenizer, Console(file=io.StringIO())), 4)
+    mask = board.glyphs.mask
+    assert board.text(flash=False).plain == mask * 4
+    board.apply(record({0: one, 2: two}))
+    assert board.text(flash=True).plain == f"1{mask}2{mask}"
+    board.apply(record({1: two}, {2: two}))
+    flash = board.text(flash=True)
+    assert flash.plain == f"122{mask}"
+    assert [span.style for span in flash.spans if span.start <= 2 < span.end] == [TAKEN_BACK]
+    assert board.text(flash=False).plain == f"12{mask}{mask}"
+
+
+def test_streaming_draws_each_step(session: Session) -> None:
+    one, two = session.tokenizer.convert_tokens_to_ids(["1", "2"])
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with LiveDecode(console, session.tokenizer, 2) as live:
+        live.put(torch.tensor([[5]]))
+        live.put_step(0, None, [record({0: one})])
+        live.put_step(1, None, [record({1: two}, {0: one})])
+        live.put_step(2, None, [None])
+        live.end()
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[1;37;41m1" in drawn  # white on red
+    assert plain(drawn)[-1].endswith("2")
+
+
+def test_a_console_without_unicode_gets_ascii(session: Session) -> None:
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), force_terminal=True, width=80)
+    show = demo_module.prepare(session, TASKS["sudoku"], seed=0)
+    demo_module.play(console, session, show, animate=False, speed=1.0)
+    console.file.flush()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(("--items", "0"), "--items"), (("--record", "/absent/x.svg"), "expected a file name in an existing folder")],
+)
+def test_bad_demos_are_one_line(checkpoint: Path, options: tuple[str, ...], told: str) -> None:
+    assert told in fails("demo", "--model", checkpoint, *options)
+
+
+# --- doctor and errors ------------------------------------------------------------------------------------------------
+
+
+def test_doctor_reports_kernels_packages_and_model() -> None:
+    text = succeeds("doctor")
+    for name in ("torch", "backends", "transformers", "tokenizers", "safetensors", "wino-tiny"):
+        assert name in text
+
+
+def test_unknown_commands_suggest() -> None:
+    assert "No such command 'genrate'" in fails("genrate")
+
+
+def test_messages_are_one_printable_line() -> None:
+    assert one_line("a\nb\r\n\x1b[31mc\t d") == "a b [31mc d"
+    assert len(one_line("x" * 10_000)) == 500
+    assert describe(FileNotFoundError(2, "No such file", "x\ny")) == "x y: No such file"
+    assert describe(KeyError("a bug")) is None and describe(RuntimeError("a bug")) is None
+
+
+# --- real processes ---------------------------------------------------------------------------------------------------
+
+
+def start(*arguments: str | Path, **options: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "wino", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | FAST,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+@pytest.fixture
+def endless(checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that prints JSON lines for longer than any test waits."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n" * 20_000)
+    process = start("generate", "--file", prompts, "--model", checkpoint, "--json", "--batch-size", "4")
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_control_c_is_a_short_line_and_only_whole_lines_are_out(endless: subprocess.Popen[bytes]) -> None:
+    assert endless.stdout is not None
+    first = endless.stdout.readline()
+    endless.send_signal(signal.SIGINT)
+    rest, stderr = endless.communicate(timeout=60)
+    assert (endless.returncode, stderr) == (130, b"wino: interrupted\n")
+    assert (first + rest).endswith(b"\n") and all(json.loads(line) for line in (first + rest).splitlines())
+
+
+def test_a_closed_pipe_ends_quietly(endless: subprocess.Popen[bytes]) -> None:
+    assert endless.stdout is not None and endless.stderr is not None
+    endless.stdout.readline()
+    endless.stdout.close()
+    assert endless.wait(timeout=60) == 141
+    assert endless.stderr.read() == b""
+
+
+def test_bad_input_in_a_real_process() -> None:
+    process = start("eval", "--data", "x")
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (2, b"", b"wino: Missing option '--task'.\n")
+
+
+def test_streaming_on_a_real_terminal(checkpoint: Path) -> None:
+    terminal, other_end = pty.openpty()
+    command = [sys.executable, "-m", "wino", "generate", PROMPT, "--model", str(checkpoint), "--stream"]
+    environment = os.environ | FAST | {"TERM": "xterm-256color", "COLUMNS": "80"}
+    process = subprocess.Popen(command, stdin=other_end, stdout=other_end, stderr=other_end, env=environment)
+    os.close(other_end)
+    drawn, deadline = b"", time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            chunk = os.read(terminal, 65536)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not chunk:
+            break
+        drawn += chunk
+    os.close(terminal)
+    assert process.wait(timeout=10) == 0
+    text = drawn.decode()
+    assert "\x1b[" in text and PROMPT in text and re.search(r"\d+ tokens in \d+ forward passes", text)

@@ -1,0 +1,156 @@
+"""Whole decodes of random models, token for token against the plain-Python loop, on every backend that this machine has.
+
+Randomly initialised models accept one token a step and doubt none; these are scaled so that several tokens pass the threshold,
+and the tests assert how often each branch of the rule ran.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import reference_loop
+import torch
+from reference_loop import ReferenceDecode
+
+import wino
+import wino_kernels
+from wino.models import LLaDAConfig, LLaDAModelLM
+
+MASK, VOCAB, LENGTH = 1, 40, 32
+MARGIN = 1e-4  # SPEC section 6: decodes are promised to be equal at this distance from ties and thresholds
+PROMPTS_PER_MODEL = 12
+THRESHOLDS = ((0.3, 0.6), (0.4, 0.2), (0.35, 0.8))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These models are too small to share out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_model(seed: int) -> LLaDAModelLM:
+    """Sharp predictions that depend on the context, and never the mask token itself."""
+    torch.manual_seed(seed)
+    config = LLaDAConfig(
+        d_model=32, n_heads=4, n_kv_heads=(4, 2, 1)[seed % 3], n_layers=2, mlp_hidden_size=64, vocab_size=VOCAB,
+        max_sequence_length=128, rope_theta=10000.0, mask_token_id=MASK, eos_token_id=0, pad_token_id=0,
+        init_std=0.1 + 0.03 * (seed % 4),
+    )  # fmt: skip
+    model = LLaDAModelLM(config).eval()
+    with torch.no_grad():
+        model.model.transformer["wte"].weight.normal_(std=0.3)
+        model.model.transformer["ff_out"].weight.normal_(std=(3 + seed % 2) / 32**0.5)
+        model.model.transformer["ff_out"].weight[MASK] = 0
+    return model
+
+
+def random_prompts(rng: random.Random) -> list[list[int]]:
+    return [[rng.randrange(2, VOCAB) for _ in range(rng.randrange(1, 12))] for _ in range(PROMPTS_PER_MODEL)]
+
+
+def generate(model: Any, prompts: list[list[int]], generation: list[list[int]], **settings: Any) -> wino.GenerationOutput:
+    """All prompts in one left-padded batch."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    config = wino.GenerationConfig(max_new_tokens=LENGTH, **settings)
+    return wino.generate(model, ids, real, config, generation_ids=torch.tensor(generation))
+
+
+def assert_equal(out: wino.GenerationOutput, row: int, expected: ReferenceDecode) -> None:
+    assert out.sequences[row, -LENGTH:].tolist() == expected.tokens[-LENGTH:]
+    assert int(out.steps[row]) == expected.steps
+    assert out.accepted_at[row].tolist() == expected.accepted_at
+
+
+def compare(model: Any, prompts: list[list[int]], generation: list[list[int]], settings: dict[str, Any], reference: Any) -> Counter[str]:
+    """Decode on each backend and by the reference; returns the reference's branches over the sequences compared."""
+    expected = [reference(prompt, given) for prompt, given in zip(prompts, generation, strict=True)]
+    for backend in ("auto", "eager"):
+        with wino_kernels.use_backend(backend):
+            out = generate(model, prompts, generation, **settings)
+        for row, decode in enumerate(expected):
+            if decode.margin >= MARGIN:
+                assert_equal(out, row, decode)
+    kept = [decode for decode in expected if decode.margin >= MARGIN]
+    return sum((decode.branches for decode in kept), Counter(decodes=len(kept), steps=sum(d.steps for d in kept)))
+
+
+def test_wino_equals_the_specified_loop() -> None:
+    ran: Counter[str] = Counter()
+    for seed in range(26):
+        rng = random.Random(seed)
+        model, prompts = random_model(seed), random_prompts(rng)
+        block_length = rng.choice((8, 16, 32))
+        threshold, threshold_back = THRESHOLDS[seed % len(THRESHOLDS)]
+        rule = {"block_length": block_length, "threshold": threshold, "threshold_back": threshold_back}
+        ran += compare(
+            model,
+            prompts,
+            [[MASK] * LENGTH] * len(prompts),
+            {"decoder": "wino", **rule},
+            lambda prompt, given, model=model, rule=rule: reference_loop.wino(model, prompt, given, mask_id=MASK, **rule),
+        )
+    assert ran["decodes"] >= 200
+    assert 3 <= ran["accepted tokens"] / ran["steps"] <= 10
+    for branch in ("capped", "none above threshold", "one accepted", "all doubted re-masked", "cut to last - 1"):
+        assert ran[branch] >= 100, ran
+
+
+def test_infilling_and_verify_last_equal_the_specified_loop() -> None:
+    ran: Counter[str] = Counter()
+    for seed in range(6):
+        rng = random.Random(seed)
+        model, prompts = random_model(seed), random_prompts(rng)
+        generation = [[rng.randrange(2, VOCAB) if rng.random() < 0.3 else MASK for _ in range(LENGTH)] for _ in prompts]
+        rule = {"block_length": 16, "threshold": 0.3, "threshold_back": 0.6, "verify_last": seed > 0}
+        ran += compare(
+            model,
+            prompts,
+            generation,
+            {"decoder": "wino", **rule},
+            lambda prompt, given, model=model, rule=rule: reference_loop.wino(model, prompt, given, mask_id=MASK, **rule),
+        )
+    assert ran["decodes"] >= 20 and ran["verify pass"] >= 20
+
+
+@pytest.mark.parametrize("steps", [32, 12, 2])
+def test_low_confidence_equals_the_specified_loop(steps: int) -> None:
+    ran: Counter[str] = Counter()
+    for seed in range(2):
+        model, prompts = random_model(seed), random_prompts(random.Random(seed))
+        rule = {"block_length": 16, "steps": steps}
+        ran += compare(
+            model,
+            prompts,
+            [[MASK] * LENGTH] * len(prompts),
+            {"decoder": "low_confidence", **rule},
+            lambda prompt, given, model=model, rule=rule: reference_loop.low_confidence(
+                model, prompt, given, mask_id=MASK, **rule
+            ),
+        )
+    assert ran["decodes"] >= 8 and ran["steps"] == steps * ran["decodes"]
+
+
+def test_confidence_threshold_equals_the_specified_loop() -> None:
+    ran: Counter[str] = Counter()
+    for seed in range(4):
+        model, prompts = random_model(seed), random_prompts(random.Random(seed))
+        rule = {"block_length": 16, "threshold": 0.5}
+        ran += compare(
+            model,
+            prompts,
+            [[MASK] * LENGTH] * len(prompts),
+            {"decoder": "confidence_threshold", **rule},
+            lambda prompt, given, model=model, rule=rule: reference_loop.confidence_threshold(
+                model, prompt, given, mask_id=MASK, **rule
+            ),
+        )
+    assert ran["decodes"] >= 30 and LENGTH * ran["decodes"] > 2 * ran["steps"]
