@@ -231,6 +231,18 @@ def train(recipe: Recipe, folder: Path, *, checkpoint_every: int = 100) -> LLaDA
     return model
 
 
+def save_model_folder(model: LLaDAModelLM, folder: Path) -> None:
+    """The finished model as a Hugging Face folder: bfloat16 weights, configuration, tokenizer."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    # transformers 5 names a class that 4 does not know, and keeps the template in a file that 4 does not read.
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.update(tokenizer_class="PreTrainedTokenizerFast", chat_template=CHAT_TEMPLATE)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train wino-tiny from scratch and write it as a Hugging Face folder.")
     parser.add_argument("--out", type=Path, default=Path("build/wino-tiny"), help="folder of the finished model")
@@ -240,8 +252,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     arguments = parser.parse_args()
     model = train(Recipe(steps=arguments.steps), arguments.work)
-    model.to(torch.bfloat16).save_pretrained(arguments.out)
-    build_tokenizer().save_pretrained(arguments.out)
+    save_model_folder(model, arguments.out)
     print(f"wrote {arguments.out}")
 
 
