@@ -13,6 +13,9 @@ demo: $(VENV)/installed-decode
 test: $(VENV)/installed-dev test-transformers4
 	$(BIN)/python -m pytest --cov=wino_kernels --cov=wino --cov-report=term:skip-covered
 
+test-transformers4: $(VENV)/installed-dev build/transformers4/installed
+	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest -q tests/models tests/test_generation.py
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,6 +39,10 @@ build: $(VENV)/installed-dev
 
 clean:
 	rm -rf build dist $(VENV)
+
+build/transformers4/installed:
+	$(BIN)/pip install --quiet --target build/transformers4 'transformers==4.46.3'
+	touch $@
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,7 @@ MASK_ID = 126336
 PROMPT, GENERATION, BLOCK = 128, 256, 128
 THRESHOLD, THRESHOLD_BACK = 0.6, 0.9
 ROUNDS = 41
-BURST = 16  # calls per timing
+BURST = 16  # calls per timing, each on a state of its own
 
 
 class Step(NamedTuple):
@@ -105,9 +105,9 @@ class Published:
 def test_accept_remask(batch: int, bar: float, table: Table, two_threads: int) -> None:
     step = make_step(batch)
     threshold, threshold_back = torch.tensor(THRESHOLD), torch.tensor(THRESHOLD_BACK)
-    burst = BURST if batch == 1 else 1
-    fresh = [[tensor.clone() for tensor in step[:4]] for _ in range((ROUNDS + 1) * burst + 1)]
-    loops = [[Published(step, row) for row in range(batch)] for _ in range((ROUNDS + 1) * burst + 1)]
+    bursts = {"published": BURST if batch == 1 else 1, "ours": BURST}
+    fresh = [[tensor.clone() for tensor in step[:4]] for _ in range((ROUNDS + 1) * bursts["ours"] + 1)]
+    loops = [[Published(step, row) for row in range(batch)] for _ in range((ROUNDS + 1) * bursts["published"] + 1)]
     runs = {"ours": iter(fresh), "published": iter(loops)}
 
     def ours() -> list[Tensor]:
@@ -139,10 +139,10 @@ def test_accept_remask(batch: int, bar: float, table: Table, two_threads: int) -
         assert last[row] == sequence.last
 
     functions = {
-        "published": lambda: [published() for _ in range(burst)],
-        "ours": lambda: [ours() for _ in range(burst)],
+        "published": lambda: [published() for _ in range(bursts["published"])],
+        "ours": lambda: [ours() for _ in range(bursts["ours"])],
     }
-    seconds = {name: [t / burst for t in times] for name, times in interleaved(functions, ROUNDS).items()}
+    seconds = {name: [t / bursts[name] for t in times] for name, times in interleaved(functions, ROUNDS).items()}
     table.time(f"accept_remask_ B={batch} K={BLOCK}: ours", seconds["ours"])
     table.time(f"accept_remask_ B={batch} K={BLOCK}: published", seconds["published"])
     table.ratio(f"accept_remask_ B={batch} K={BLOCK}: published / ours", seconds["published"], seconds["ours"], bar)

@@ -1,8 +1,9 @@
 """SPEC sections 3, 3a and 4 once more, as plain Python over one sequence: the judge of the decoders.
 
-It shares nothing with the package: the shadow block is a dense boolean mask, every position's logits are computed, confidences are
-float64 softmaxes, sets are Python sets. Besides the result it reports how often each branch of the rule ran, and how far the
-decode stayed from every tie and threshold, since nearer than rounding two correct implementations may differ.
+It shares nothing with the package: the shadow block is a dense boolean mask, every position's logits are computed,
+confidences are float64 softmaxes, sets are Python sets. Besides the result it reports how often each branch of the rule
+ran, and how far the decode stayed from every tie and threshold, since nearer than rounding two correct implementations
+may differ.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 @dataclass
 class ReferenceDecode:
-    """``accepted_at``: step at which each generated position got its final token, -1 if given. ``margin``: see the module."""
+    """``accepted_at``: step at which each generated position got its final token, -1 if given. ``margin``: as above."""
 
     tokens: list[int]
     accepted_at: list[int]
@@ -60,7 +61,10 @@ def wino(
     max_accept: int = 20,
     verify_last: bool = False,
 ) -> ReferenceDecode:
-    """SPEC section 3, and 3a with ``verify_last``. ``model(ids, attention_mask=..., position_ids=...).logits`` is all it calls."""
+    """SPEC section 3, and 3a with ``verify_last``.
+
+    ``model(ids, attention_mask=..., position_ids=...).logits`` is all it calls.
+    """
     out = ReferenceDecode([*prompt, *generation], [-1] * len(generation))
     x, num_real, first = out.tokens, len(prompt) + len(generation), len(prompt)
     for start in range(first, num_real, block_length):
@@ -167,7 +171,13 @@ def confidence_threshold(
 
 
 def _without_shadow(
-    model: Any, prompt: list[int], generation: list[int], mask_id: int, block_length: int, how_many: Any, *thresholds: float
+    model: Any,
+    prompt: list[int],
+    generation: list[int],
+    mask_id: int,
+    block_length: int,
+    how_many: Any,
+    *thresholds: float,
 ) -> ReferenceDecode:
     out = ReferenceDecode([*prompt, *generation], [-1] * len(generation))
     x, first = out.tokens, len(prompt)

@@ -423,7 +423,7 @@ def test_demo_into_a_pipe_is_plain_text(checkpoint: Path, tmp_path: Path) -> Non
     assert text.isascii()
     for task in TASKS.values():
         assert f"{task.name}: {task.title}, 2 held-out problems" in text
-        assert re.search(rf"^{task.name}: WINO \d+\.\d % in .* 95 % interval", text, flags=re.MULTILINE)
+        assert re.search(rf"^{task.name}: WINO \d+\.\d % in .* \(95 % interval", text, flags=re.MULTILINE)
     assert len(re.findall(r"^decoder  .*\n(?:.+\n){5}", text, flags=re.MULTILINE)) == len(TASKS)
     assert text.count("WINO, wide in, narrow out: ") == len(TASKS)
     svg = picture.read_text()
@@ -570,7 +570,7 @@ def test_control_c_is_a_short_line_and_only_whole_lines_are_out(endless: subproc
     assert endless.stdout is not None
     first = endless.stdout.readline()
     endless.send_signal(signal.SIGINT)
-    rest, stderr = endless.communicate(timeout=60)
+    rest, stderr = endless.communicate(timeout=300)
     assert (endless.returncode, stderr) == (130, b"wino: interrupted\n")
     assert (first + rest).endswith(b"\n") and all(json.loads(line) for line in (first + rest).splitlines())
 
@@ -579,13 +579,13 @@ def test_a_closed_pipe_ends_quietly(endless: subprocess.Popen[bytes]) -> None:
     assert endless.stdout is not None and endless.stderr is not None
     endless.stdout.readline()
     endless.stdout.close()
-    assert endless.wait(timeout=60) == 141
+    assert endless.wait(timeout=300) == 141
     assert endless.stderr.read() == b""
 
 
 def test_bad_input_in_a_real_process() -> None:
     process = start("eval", "--data", "x")
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stdout, stderr) == (2, b"", b"wino: Missing option '--task'.\n")
 
 
@@ -595,7 +595,7 @@ def test_streaming_on_a_real_terminal(checkpoint: Path) -> None:
     environment = os.environ | FAST | {"TERM": "xterm-256color", "COLUMNS": "80"}
     process = subprocess.Popen(command, stdin=other_end, stdout=other_end, stderr=other_end, env=environment)
     os.close(other_end)
-    drawn, deadline = b"", time.monotonic() + 60
+    drawn, deadline = b"", time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
             chunk = os.read(terminal, 65536)

@@ -1,4 +1,4 @@
-// Online softmax and argmax of a stretch of one row, in L1-sized blocks: block maximum first, then the exponentials.
+// Online softmax and argmax of a stretch of one row, in one pass over L1-sized blocks.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -39,14 +39,22 @@ WINO_HD float block_max(const T* x, int64_t n) {
   return reduce_max(Vec::max(Vec::max(m[0], m[1]), Vec::max(m[2], m[3])));
 }
 
-// Sum of exp(x - reference); NaN when an x is NaN. Meanwhile the block behind this one is fetched into L1.
-// Equal terms round alike, so errors add up along a chain of additions: two levels keep both chains short.
+struct BlockSum {
+  double sum;  // of exp(x - reference); NaN when an x is NaN
+  float max;   // over the numbers that are not NaN
+};
+
+// Meanwhile the block behind this one is fetched into L1. Equal terms round alike, so errors add up along a chain of
+// additions: two levels keep both chains short.
 template <typename T>
-WINO_HD double block_exp_sum(const T* x, int64_t n, float reference) {
+WINO_HD BlockSum block_exp_sum(const T* x, int64_t n, float reference) {
   constexpr int64_t step = 4 * Vec::N, stretch = 8 * step;
   const Vec::F ref = Vec::splat(reference);
-  Vec::F total[4];
-  for (int k = 0; k < 4; ++k) total[k] = Vec::splat(0.0f);
+  Vec::F total[4], m[4];
+  for (int k = 0; k < 4; ++k) {
+    total[k] = Vec::splat(0.0f);
+    m[k] = Vec::splat(-INFINITY);
+  }
   for (int64_t begin = 0; begin < n; begin += stretch) {
     const int64_t end = n - begin < stretch ? n : begin + stretch;
     Vec::F s[4];
@@ -55,11 +63,17 @@ WINO_HD double block_exp_sum(const T* x, int64_t n, float reference) {
       for (size_t byte = 0; byte < step * sizeof(T); byte += 64) {
         Vec::prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(x) + (i + kBlock) * sizeof(T) + byte));
       }
-      for (int k = 0; k < 4; ++k) s[k] = Vec::add(s[k], exp_clamped(Vec::sub(Vec::load(x + i + k * Vec::N), ref)));
+      Vec::F v[4];
+      for (int k = 0; k < 4; k += 2) Vec::load_any_order(x + i + k * Vec::N, v + k);
+      for (int k = 0; k < 4; ++k) {
+        m[k] = Vec::max(v[k], m[k]);
+        s[k] = Vec::add(s[k], exp_clamped(Vec::sub(v[k], ref)));
+      }
     }
     for (int k = 0; k < 4; ++k) total[k] = Vec::add(total[k], s[k]);
   }
-  return reduce_add(Vec::add(Vec::add(total[0], total[1]), Vec::add(total[2], total[3])));
+  return {reduce_add(Vec::add(Vec::add(total[0], total[1]), Vec::add(total[2], total[3]))),
+          reduce_max(Vec::max(Vec::max(m[0], m[1]), Vec::max(m[2], m[3])))};
 }
 
 template <typename T>
@@ -114,19 +128,30 @@ WINO_HD void block_sample(const T* x, int64_t n, int64_t id, const Draw& draw, f
   }
 }
 
-// n is a multiple of 4 N; id is the vocabulary index of x[0].
+// How far a logit may rise above the reference before the sum is taken again with a higher one.
+constexpr float kHeadroom = 16.0f;
+
+// n is a multiple of 4 N; id is the vocabulary index of x[0]. The reference of the blocks so far serves this one too,
+// so that maximum and sum take one pass; it is a number near the row's maximum, and needs not be the maximum.
 template <typename T>
 WINO_HD void reduce_block(const T* x, int64_t n, int64_t id, const Draw* draw, RowState& row) {
-  const float max = block_max(x, n);
-  if (draw != nullptr && draw->temperature > 0.0f) {
-    if (max + draw->temperature * kGumbelMax >= row.best.value) block_sample(x, n, id, *draw, max, row.best);
-  } else if (draw != nullptr && max > row.best.value) {
-    row.best = {max, id + first_equal(x, n, max)};
+  float reference = row.softmax.max == -INFINITY ? block_max(x, n) : row.softmax.max;
+  // With only -inf so far, 0 stands in: exp(-inf) is nothing, and a NaN still shows.
+  BlockSum block = block_exp_sum(x, n, reference == -INFINITY ? 0.0f : reference);
+  if (block.max > reference + kHeadroom) {
+    reference = block.max;
+    block = block_exp_sum(x, n, reference);
   }
-  const float reference = max > row.softmax.max ? max : row.softmax.max;
-  // With only -inf so far the reference is 0: exp(-inf) is nothing, and a NaN still shows.
-  const double sum = block_exp_sum(x, n, reference == -INFINITY ? 0.0f : reference);
-  row.softmax = merge(row.softmax, {reference, sum});
+  row.softmax = merge(row.softmax, {reference, block.sum});
+
+  if (draw == nullptr) return;
+  if (draw->temperature > 0.0f) {
+    if (block.max + draw->temperature * kGumbelMax >= row.best.value) {
+      block_sample(x, n, id, *draw, block.max, row.best);
+    }
+  } else if (block.max > row.best.value) {
+    row.best = {block.max, id + first_equal(x, n, block.max)};
+  }
 }
 
 // Folds x[0, n), whose first element has vocabulary index `id`, into the row. draw == nullptr: the softmax only.

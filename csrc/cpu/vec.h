@@ -22,10 +22,10 @@
 
 WINO_CPU_BEGIN
 
-// Below this, exp is taken to be e^-87: a normal number, and nothing beside the row's largest term, which is 1.
+// Below this, exp is taken to be e^-87: a normal number, and nothing beside the row's largest term.
 constexpr float kLowestExponent = -87.0f;
 
-// e^x for x <= 1, NaN for NaN; relative error below 2e-7 above the floor.
+// e^x for x <= 80, NaN for NaN; relative error below 2e-7 above the floor.
 WINO_HD Vec::F exp_clamped(Vec::F x) {
   x = Vec::max(Vec::splat(kLowestExponent), x);
   const Vec::F n = Vec::round(Vec::mul(x, Vec::splat(1.44269504f)));
@@ -42,19 +42,25 @@ WINO_HD Vec::F exp_clamped(Vec::F x) {
   return Vec::ldexp(p, n);
 }
 
+// Halving: the order is fixed, and the chains are short.
 WINO_HD float reduce_max(Vec::F a) {
-  float lane[Vec::N], best = -INFINITY;
+  float lane[Vec::N];
   Vec::store(lane, a);
-  for (int i = 0; i < Vec::N; ++i) best = lane[i] > best ? lane[i] : best;
-  return best;
+  for (int half = Vec::N / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  }
+  return lane[0];
 }
 
 WINO_HD double reduce_add(Vec::F a) {
   float lane[Vec::N];
   Vec::store(lane, a);
-  double sum = 0.0;
-  for (int i = 0; i < Vec::N; ++i) sum += lane[i];
-  return sum;
+  double sum[Vec::N];
+  for (int i = 0; i < Vec::N; ++i) sum[i] = lane[i];
+  for (int half = Vec::N / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+  }
+  return sum[0];
 }
 
 // One round keeps c0, c1, c2, c3 as Vec::W.

@@ -22,6 +22,17 @@ struct Vec {
   WINO_MEMBER static F load(const Float16* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  // 2 N numbers in no particular order.
+  template <typename T>
+  WINO_MEMBER static void load_any_order(const T* p, F out[2]) {
+    out[0] = load(p);
+    out[1] = load(p + N);
+  }
+  WINO_MEMBER static void load_any_order(const BFloat16* p, F out[2]) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16));
+    out[1] = _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
+  }
   WINO_MEMBER static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   WINO_MEMBER static void store(uint32_t* p, U a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
   WINO_MEMBER static F add(F a, F b) { return _mm256_add_ps(a, b); }

@@ -22,6 +22,17 @@ struct Vec {
   WINO_MEMBER static F load(const Float16* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  // 2 N numbers in no particular order.
+  template <typename T>
+  WINO_MEMBER static void load_any_order(const T* p, F out[2]) {
+    out[0] = load(p);
+    out[1] = load(p + N);
+  }
+  WINO_MEMBER static void load_any_order(const BFloat16* p, F out[2]) {
+    const __m512i raw = _mm512_loadu_si512(p);
+    out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
+    out[1] = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+  }
   WINO_MEMBER static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   WINO_MEMBER static void store(uint32_t* p, U a) { _mm512_storeu_si512(p, a); }
   WINO_MEMBER static F add(F a, F b) { return _mm512_add_ps(a, b); }

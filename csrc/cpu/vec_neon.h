@@ -21,6 +21,12 @@ struct Vec {
   WINO_MEMBER static F load(const Float16* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
   }
+  // 2 N numbers in no particular order.
+  template <typename T>
+  WINO_MEMBER static void load_any_order(const T* p, F out[2]) {
+    out[0] = load(p);
+    out[1] = load(p + N);
+  }
   WINO_MEMBER static void store(float* p, F a) { vst1q_f32(p, a); }
   WINO_MEMBER static void store(uint32_t* p, U a) { vst1q_u32(p, a); }
   WINO_MEMBER static F add(F a, F b) { return vaddq_f32(a, b); }

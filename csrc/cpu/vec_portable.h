@@ -24,6 +24,12 @@ struct Vec {
   WINO_MEMBER static F load(const Float16* p) {
     return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
   }
+  // 2 N numbers in no particular order.
+  template <typename T>
+  WINO_MEMBER static void load_any_order(const T* p, F out[2]) {
+    out[0] = load(p);
+    out[1] = load(p + N);
+  }
   WINO_MEMBER static void store(float* p, F a) { memcpy(p, &a, sizeof(a)); }
   WINO_MEMBER static void store(uint32_t* p, U a) { memcpy(p, &a, sizeof(a)); }
   WINO_MEMBER static F add(F a, F b) { return a + b; }

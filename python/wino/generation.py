@@ -32,9 +32,10 @@ class GenerationOutput(ModelOutput):
         trace: one list of :class:`wino.StepRecord` per sequence, if asked for.
     """
 
-    sequences: Tensor | None = None
-    steps: Tensor | None = None
-    accepted_at: Tensor | None = None
+    # ModelOutput wants a default for every field but the first; these are always set.
+    sequences: Tensor = None  # type: ignore[assignment]
+    steps: Tensor = None  # type: ignore[assignment]
+    accepted_at: Tensor = None  # type: ignore[assignment]
     trace: list[list[StepRecord]] | None = None
 
 
@@ -124,9 +125,7 @@ def _check_inputs(
     visible = attention_mask.to(backbone.device, torch.bool)
     input_ids = input_ids.to(backbone.device)
     if not visible[:, -1].all():
-        raise ValueError(
-            "attention_mask: expected left padding, prompts not empty (a last token is hidden)"
-        )
+        raise ValueError("attention_mask: expected left padding, prompts not empty (a last token is hidden)")
     if (visible[:, :-1] & ~visible[:, 1:]).any():
         raise ValueError("attention_mask: expected left padding, got a hole inside a prompt")
     length = prompt_length + config.max_new_tokens
@@ -255,8 +254,11 @@ class _Run:
             unguided = self._hidden_rows(self._without_prompt(), rows).float()
             hidden = (unguided + (self.config.cfg_scale + 1) * (hidden.float() - unguided)).to(hidden.dtype)
         weight, bias = self.backbone.head()
-        noise = {"temperature": self.temperature, "seed": state.row_seeds} if self.samples else {}
-        return wino_kernels.linear_score_tokens(hidden, weight, self.decoder.candidate_ids(state), bias=bias, **noise)
+        temperature, seed = (self.temperature, state.row_seeds) if self.samples else (0.0, 0)
+        candidates = self.decoder.candidate_ids(state)
+        return wino_kernels.linear_score_tokens(
+            hidden, weight, candidates, bias=bias, temperature=temperature, seed=seed
+        )
 
     def _hidden_rows(self, tokens: Tensor, rows: Tensor) -> Tensor:
         return self.backbone.hidden_rows(

@@ -233,7 +233,7 @@ def train(recipe: Recipe, folder: Path, *, checkpoint_every: int = 100) -> LLaDA
 
 def save_model_folder(model: LLaDAModelLM, folder: Path) -> None:
     """The finished model as a Hugging Face folder: bfloat16 weights, configuration, tokenizer."""
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     # transformers 5 names a class that 4 does not know, and keeps the template in a file that 4 does not read.
     path = folder / "tokenizer_config.json"

@@ -21,12 +21,3 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on one backend (and instruction set); parametrised by ``kernel_paths.over_paths``."""
     with on_path(request.param):
         yield request.param
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small problems: more threads only wait for each other. Tests whose subject is threads set their own number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

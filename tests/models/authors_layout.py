@@ -1,8 +1,8 @@
-"""A stand-in for the authors' modelling code: their module names, configuration fields and class layout, written for transformers 4.
+"""A stand-in for the authors' modelling code: their module names, configuration fields and transformers-4 class layout.
 
 Like that code it calls no ``post_init``, overrides ``tie_weights()`` without arguments, reads ``config.use_cache`` and
-``config.use_return_dict``, mixes plain ``nn.Module`` layers with a ``PreTrainedModel`` wrapper, and so breaks under transformers 5 in
-the same places. The arithmetic is written out independently of the package.
+wraps plain ``nn.Module`` layers in a ``PreTrainedModel``, and so breaks under transformers 5 in the same places. The
+arithmetic is written out independently of the package.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class LLaDAModel(nn.Module):
                 "ln_f": RMSLayerNorm(config),
             }
         )
-        self.transformer.update({"block_groups": nn.ModuleList(groups)} if size > 1 else {"blocks": nn.ModuleList(blocks)})
+        self.transformer.update(
+            {"block_groups": nn.ModuleList(groups)} if size > 1 else {"blocks": nn.ModuleList(blocks)}
+        )
         if not config.weight_tying:
             self.transformer["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=config.include_bias)
 
@@ -188,7 +190,7 @@ class LLaDAModelLM(PreTrainedModel):
 
 
 def build(seed: int = 0, **fields: Any) -> LLaDAModelLM:
-    """A random model in evaluation mode, on either transformers version; norms and biases are not left at their defaults."""
+    """A random model in evaluation mode, on either transformers version; norms and biases are random too."""
     torch.manual_seed(seed)
     model = LLaDAModelLM(AuthorsConfig(**fields)).eval()
     with torch.no_grad():

@@ -20,7 +20,9 @@ REAL = PROMPT + LENGTH
 def layout(start: int, batch: int = 2) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(start)
     return {
-        "tokens": torch.cat((torch.randint(2, 60, (batch, REAL), generator=generator), torch.ones(batch, BLOCK).long()), 1),
+        "tokens": torch.cat(
+            (torch.randint(2, 60, (batch, REAL), generator=generator), torch.ones(batch, BLOCK).long()), 1
+        ),
         "rows": torch.randint(0, REAL + BLOCK, (batch, 11), generator=generator),
         "position_ids": torch.tensor([*range(REAL), *range(start, start + BLOCK)]).expand(batch, -1),
         "num_shadow": BLOCK,
@@ -33,7 +35,9 @@ def dense_logits(model: Any, call: dict[str, Any], mask: Tensor) -> Tensor:
     return logits.gather(1, call["rows"][:, :, None].expand(-1, -1, logits.shape[-1]))
 
 
-@pytest.mark.parametrize("fields", [{}, {"n_kv_heads": 2}, {"weight_tying": True}, {"include_bias": True, "scale_logits": True}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"n_kv_heads": 2}, {"weight_tying": True}, {"include_bias": True, "scale_logits": True}]
+)
 @pytest.mark.parametrize("start", [5, 13, 21])
 def test_rows_times_head_are_the_logits(fields: dict[str, Any], start: int) -> None:
     model, call = build_llada(**fields), layout(start)
@@ -55,7 +59,9 @@ def test_without_shadow_and_with_padding() -> None:
     for mask in (None, padding):
         hidden = backbone.hidden_rows(**call, key_padding_mask=mask)
         visible = torch.ones(2, REAL, dtype=torch.bool) if mask is None else mask
-        torch.testing.assert_close(F.linear(hidden, *backbone.head()), dense_logits(model, call, visible), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            F.linear(hidden, *backbone.head()), dense_logits(model, call, visible), atol=1e-4, rtol=0
+        )
 
 
 def test_what_a_backbone_says_of_its_model() -> None:
@@ -77,7 +83,10 @@ def changed(**changes: Any) -> dict[str, Any]:
     [
         (changed(tokens=torch.full((2, REAL + BLOCK), 60)), r"token ids must lie in \[0, 60\), got 60"),
         (changed(tokens=torch.full((2, REAL + BLOCK), -1)), r"token ids must lie in \[0, 60\), got -1"),
-        (changed(position_ids=torch.arange(90, 90 + REAL + BLOCK).expand(2, -1)), r"position ids must lie in \[0, 96\)"),
+        (
+            changed(position_ids=torch.arange(90, 90 + REAL + BLOCK).expand(2, -1)),
+            r"position ids must lie in \[0, 96\)",
+        ),
         (changed(position_ids=torch.arange(REAL)), "position_ids: expected shape"),
         (changed(rows=torch.arange(4)), "rows: expected shape"),
         (changed(block_start=None), "block_start is needed"),

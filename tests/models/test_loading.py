@@ -23,7 +23,9 @@ def folder(tmp_path: Path) -> Path:
     build_llada().to(torch.bfloat16).save_pretrained(tmp_path)
     vocabulary = {token: i for i, token in enumerate(["<eos>", "<mask>", *"abcdef"])}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>")), eos_token="<eos>", mask_token="<mask>"
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>")),
+        eos_token="<eos>",
+        mask_token="<mask>",
     )
     tokenizer.save_pretrained(tmp_path)
     return tmp_path
@@ -130,5 +132,5 @@ def test_the_hub_is_asked_for_an_id(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_bundled_model_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.resources, "files", lambda package: tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"wino-tiny has no weights here .*make tiny"):
+    with pytest.raises(FileNotFoundError, match=r"wino-tiny comes without weights here .*make tiny"):
         wino.load("wino-tiny")

@@ -19,6 +19,7 @@ from wino_kernels.cpu.accept import accept_
 from wino_kernels.cpu.accept_remask import accept_remask_
 from wino_kernels.cpu.linear_score_tokens import linear_score_tokens
 from wino_kernels.cpu.score_tokens import score_tokens
+from wino_kernels.cpu.shadow_attention import shadow_attention
 from wino_kernels.cpu.wino_step import wino_step_
 
 KERNELS: dict[str, Callable[..., Any]] = {
@@ -27,6 +28,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "accept_remask_": accept_remask_,
     "accept_": accept_,
     "wino_step_": wino_step_,
+    "shadow_attention": shadow_attention,
 }
 
 

@@ -8,7 +8,8 @@ namespace wino {
 constexpr int64_t kDraft = -1;  // candidate id: pick the token
 constexpr int64_t kSkip = -2;   // candidate id: leave the row alone
 
-// Largest logit and sum of exp(logit - max); the empty sum is {-inf, 0}. A NaN among the logits makes the sum NaN.
+// Sum of exp(logit - max), where max is a number near the largest logit; the empty sum is {-inf, 0}. A NaN among the
+// logits makes the sum NaN, +inf makes max +inf, and -inf alone leaves it at -inf.
 struct ExpSum {
   float max;
   double sum;

@@ -114,7 +114,9 @@ def run_demo(
             print_table(target, evaluations)
         seen.append(verdict(task, evaluations))
     for target in (console, picture):
+        target.print()
         say(target, legend(min(items, _BATCH_SIZE)), "dim")
+        target.print()
         for sentence in seen:
             say(target, sentence)
     if record is not None:
@@ -156,7 +158,7 @@ def _outcomes(session: Session, task: Task, items: list[Item], config: Generatio
     input_ids, attention_mask = encode_prompts(session.tokenizer, [item.prompt for item in items])
     output = generate(session.model, input_ids, attention_mask, config, return_trace=True)
     texts = session.tokenizer.batch_decode(_answers(session, output.sequences, input_ids), skip_special_tokens=True)
-    for item, text, records in zip(items, texts, output.trace, strict=True):
+    for item, text, records in zip(items, texts, output.trace or [], strict=True):
         yield task.grade(item, text), sum(len(record.remasked_positions) for record in records)
 
 
@@ -302,17 +304,13 @@ def print_moment(console: Console, session: Session, show: Show) -> None:
 
 def verdict(task: Task, evaluations: dict[str, Evaluation]) -> str:
     """What the figures of one task say, in a sentence."""
-    names = {"wino": "WINO", "low_confidence": "one token a pass", "confidence_threshold": "confidence_threshold"}
-    figures = "; ".join(
-        f"{name} {100 * evaluations[label].accuracy:.1f} % in {evaluations[label].mean_steps:.1f} passes"
-        for label, name in names.items()
-    )
-    mean, low, high = (
-        100 * x for x in paired_difference(evaluations["wino"].correct, evaluations["low_confidence"].correct)
-    )
+    wino, slow, fast = (evaluations[label] for label in ("wino", "low_confidence", "confidence_threshold"))
+    mean, low, high = (100 * x for x in paired_difference(wino.correct, slow.correct))
     return (
-        f"{task.name}: {figures}. WINO against one token a pass: {mean:+.1f} points, "
-        f"95 % interval {low:+.1f} to {high:+.1f}."
+        f"{task.name}: WINO {100 * wino.accuracy:.1f} % in {wino.mean_steps:.1f} passes, "
+        f"one token a pass {100 * slow.accuracy:.1f} % in {slow.mean_steps:.1f}: {mean:+.1f} points "
+        f"(95 % interval {low:+.1f} to {high:+.1f}). "
+        f"confidence_threshold: {100 * fast.accuracy:.1f} % in {fast.mean_steps:.1f}."
     )
 
 

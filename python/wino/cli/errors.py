@@ -34,6 +34,8 @@ class OneLineErrors(TyperGroup):
         except BrokenPipeError:
             _discard_stdout()
             raise typer.Exit(BROKEN_PIPE) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False

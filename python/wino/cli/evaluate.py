@@ -72,7 +72,7 @@ def run_eval(
     source = f"generated {split} items, seed {item_seed}" if data is None else str(data)
     console.print(f"{task.name}: {len(items)} items ({source}), model {model}", markup=False, soft_wrap=True)
     print_table(console, evaluations)
-    console.print(legend(batch_size), style="dim", soft_wrap=not console.is_terminal)
+    console.print(legend(min(batch_size, len(items))), style="dim", soft_wrap=not console.is_terminal)
     unanswered = sum(not item.answer for item in items)
     if unanswered:
         console.print(

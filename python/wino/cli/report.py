@@ -19,8 +19,8 @@ HEADER = ("decoder", "acc %", "95 % CI", "steps", "reduction", "tok/fwd", "tok/s
 def legend(batch_size: int) -> str:
     """What the columns of :data:`HEADER` mean."""
     return (
-        "steps: mean forward passes an item. reduction: answer tokens over forward passes, all items together; "
-        f"tok/fwd: its mean over items. tok/s: {batch_size} prompts decoded together."
+        "steps: mean forward passes an item; reduction: answer tokens / passes, all items together; "
+        f"tok/fwd: its mean over items; tok/s: {batch_size} prompts at a time."
     )
 
 
@@ -44,7 +44,7 @@ def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None
     if not console.is_terminal:
         console.file.write(plain_table(rows))
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False, show_edge=False)
     for name in HEADER:
         table.add_column(name, justify="left" if name == "decoder" else "right", no_wrap=True)
     for row in rows:

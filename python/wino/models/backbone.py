@@ -24,7 +24,7 @@ class Backbone:
         max_length: number of positions, ``max_sequence_length``: the longest prompt and generation together.
     """
 
-    def __init__(self, model: PreTrainedModel | nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         config: Any = model.config
         self._model: Any = model
         self._transformer: Any = model.model.transformer
@@ -54,10 +54,14 @@ class Backbone:
         return weight, bias
 
     def check_inputs(self, tokens: Tensor, position_ids: Tensor) -> None:
-        """Raise ``ValueError`` for a token id without an embedding or a position beyond ``max_length``. Reads the device once."""
+        """Raise ``ValueError`` for a token id without an embedding or a position beyond ``max_length``.
+
+        Reads the device once.
+        """
         rows = self._transformer.wte.weight.shape[0]
         bounds = torch.stack((*tokens.aminmax(), *position_ids.aminmax())).tolist()
-        for name, low, high, limit in (("token ids", *bounds[:2], rows), ("position ids", *bounds[2:], self.max_length)):
+        ranges = (("token ids", *bounds[:2], rows), ("position ids", *bounds[2:], self.max_length))
+        for name, low, high, limit in ranges:
             if low < 0 or high >= limit:
                 raise ValueError(f"{name} must lie in [0, {limit}), got {low if low < 0 else high}")
 
@@ -78,15 +82,17 @@ class Backbone:
             rows: (B, R) int64 indices into L.
             position_ids: (B, L) or (L,) int64 rotary positions.
             num_shadow: number of shadow tokens; 0: plain attention.
-            block_start: (B,) int64 index of the real token that shadow query 0 must not see; needed iff ``num_shadow`` > 0.
+            block_start: (B,) int64 index of the real token that shadow query 0 must not see; needed iff
+                ``num_shadow`` > 0.
             key_padding_mask: (B, L) bool, True = may be attended; None: all.
 
         Returns:
             (B, R, H) after the final norm, in the model's dtype; the factor of ``scale_logits`` is already applied.
 
         Raises:
-            ValueError: a shape does not fit; or, on the CPU, what :meth:`check_inputs` finds (elsewhere that would wait for the
-                device: call it once before the loop).
+            ValueError: a shape does not fit; or, on the CPU, what :meth:`check_inputs` finds (elsewhere that would
+                wait for the device: call it once before the loop).
+            RuntimeError: gradients are enabled (the shadow attention has none).
         """
         batch, length = tokens.shape
         if position_ids.shape not in {(batch, length), (length,)}:

@@ -1,15 +1,15 @@
 """LLaDA: a bidirectional LLaMA-style transformer in the Hugging Face layout of ``GSAI-ML/LLaDA-8B``.
 
-The forward pass is written as functions over a module tree with LLaDA's parameter names (``wte``, ``blocks``, ``ln_f``, ``ff_out``), so that
-a model of the authors' own code and ours take the same path (see :mod:`wino.models.patching`). Sub-modules are called, never read,
-so that wrapped projections (LoRA) count.
+The forward pass is written as functions over a module tree with LLaDA's parameter names (``wte``, ``blocks``, ``ln_f``,
+``ff_out``), so that a model of the authors' own code and ours take the same path (see :mod:`wino.models.patching`).
+Sub-modules are called, never read, so that wrapped projections (LoRA) count.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps query (B, Hq, L, d), key and value (B, Hkv, L, d) to the attention output (B, Hq, L, d)."""
 
-# Fields of the authors' configuration that would change the forward pass: the values LLaDA-8B uses, the one to write first.
+# Fields of the authors' configuration that would change the forward pass, and their values in LLaDA-8B, ours first.
 _FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "block_type": ("llama",),
     "activation_type": ("silu",),
@@ -46,10 +46,11 @@ def check_architecture(config: Any) -> None:
         if value not in allowed:
             raise ValueError(f"LLaDA configuration: {name}={value!r} is not supported, only {allowed[0]!r}")
     if getattr(config, "include_bias", False) and getattr(config, "bias_for_layer_norm", False) is None:
-        raise ValueError("LLaDA configuration: bias_for_layer_norm=None with include_bias=True is not supported, only False")
+        raise ValueError("LLaDA configuration: bias_for_layer_norm=None is not supported with include_bias=True")
     if config.d_model % config.n_heads or (config.d_model // config.n_heads) % 2:
         raise ValueError(
-            f"LLaDA configuration: d_model must be an even multiple of n_heads, got {config.d_model} and {config.n_heads}"
+            "LLaDA configuration: d_model must be an even multiple of n_heads, "
+            f"got {config.d_model} and {config.n_heads}"
         )
     n_kv_heads = config.n_heads if config.n_kv_heads is None else config.n_kv_heads
     if n_kv_heads <= 0 or config.n_heads % n_kv_heads:
@@ -66,7 +67,7 @@ class LLaDAConfig(PretrainedConfig):
     """
 
     model_type = "llada"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
         self,
@@ -121,7 +122,8 @@ class LLaDAConfig(PretrainedConfig):
             raise ValueError(f"LLaDA configuration: block_group_size must be 1, got {self.block_group_size}")
         # Tying is expressed by the absence of ff_out; transformers must not tie a second time.
         kwargs["tie_word_embeddings"] = False
-        super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
+        kwargs.update(eos_token_id=eos_token_id, pad_token_id=pad_token_id)
+        super().__init__(**kwargs)
 
     @property
     def hidden_size(self) -> int:
@@ -173,7 +175,8 @@ def rotary_table(config: Any, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B, 1, L, head_dim) in float32 of ``position_ids`` (L,) or (B, L)."""
     dim = config.d_model // config.n_heads
     steps = torch.arange(0, dim, 2, device=position_ids.device, dtype=torch.float32) / dim
-    angles = torch.atleast_2d(position_ids)[:, None, :, None].float() * (1.0 / config.rope_theta**steps)  # [B, 1, L, dim/2]
+    frequencies = 1.0 / config.rope_theta**steps
+    angles = torch.atleast_2d(position_ids)[:, None, :, None].float() * frequencies  # [B, 1, L, head_dim / 2]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -194,9 +197,10 @@ def select_rows(x: Tensor, rows: Tensor) -> Tensor:
 def block_forward(
     block: Any, x: Tensor, rotary: tuple[Tensor, Tensor], config: Any, attend: Attend, rows: Tensor | None = None
 ) -> Tensor:
-    """One transformer block over hidden states ``x`` (B, L, d_model); ``block`` is any module with LLaDA's sub-module names.
+    """One transformer block over hidden states ``x`` (B, L, d_model).
 
-    With ``rows`` (B, R), only those rows of the output are computed: (B, R, d_model).
+    ``block`` is any module with LLaDA's sub-module names. With ``rows`` (B, R), only those rows of the output are
+    computed: (B, R, d_model).
     """
     batch, length, _ = x.shape
 
@@ -255,7 +259,8 @@ def _visibility(attention_mask: Tensor | None, batch: int, length: int) -> Tenso
         return None
     shape = tuple(attention_mask.shape)
     if shape not in {(batch, length), (batch, 1, length, length), (1, 1, length, length)}:
-        raise ValueError(f"attention_mask: expected shape {(batch, length)} or {(batch, 1, length, length)}, got {shape}")
+        expected = f"{(batch, length)} or {(batch, 1, length, length)}"
+        raise ValueError(f"attention_mask: expected shape {expected}, got {shape}")
     if attention_mask.is_floating_point():
         raise TypeError(f"attention_mask: expected booleans or integers 0 and 1, got {attention_mask.dtype}")
     attention_mask = attention_mask.to(torch.bool)
@@ -273,7 +278,7 @@ def _positions(position_ids: Tensor | None, input_ids: Tensor) -> Tensor:
 
 
 def lm_head(model: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, d_model) and bias of the LM head of ``model`` (ours or the authors'): ``ff_out``, or ``wte`` if tied."""
+    """Weight (V, d_model) and bias of the LM head of ``model`` (ours or the authors'): ``ff_out``; ``wte`` if tied."""
     transformer = model.model.transformer
     if model.config.weight_tying:
         return transformer.wte.weight, None
@@ -308,7 +313,7 @@ def language_model_forward(
     """The forward pass of :class:`LLaDAModelLM` for any ``model``, ours or a live model of the authors' code."""
     for name, value in unsupported.items():
         if value is not None and value is not False:
-            raise ValueError(f"LLaDA forward: argument {name!r} is not supported; use input_ids, attention_mask, position_ids")
+            raise ValueError(f"LLaDA forward: {name} is not supported, only input_ids, attention_mask, position_ids")
     if return_dict is None:
         return_dict = getattr(model.config, "return_dict", True)
     logits = logits_forward(model, input_ids, attention_mask, position_ids)
@@ -316,7 +321,7 @@ def language_model_forward(
 
 
 class LLaDAModel(nn.Module):
-    """Holds ``transformer`` with ``wte``, ``blocks``, ``ln_f`` and (unless tied) ``ff_out``, as the published checkpoints name them."""
+    """Holds ``transformer`` with the names of the published checkpoints: ``wte``, ``blocks``, ``ln_f``, ``ff_out``."""
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -336,7 +341,7 @@ class LLaDAModelLM(PreTrainedModel):
 
     config_class = LLaDAConfig
     base_model_prefix = "model"
-    _no_split_modules = ["LLaDABlock"]
+    _no_split_modules = ["LLaDABlock"]  # noqa: RUF012 - transformers declares it per instance
     _supports_sdpa = True
     main_input_name = "input_ids"
 
@@ -348,7 +353,7 @@ class LLaDAModelLM(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.init_std)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
@@ -365,7 +370,7 @@ class LLaDAModelLM(PreTrainedModel):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.model.transformer["ff_out"] = value
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.config.embedding_size = embeddings.num_embeddings
         return embeddings
@@ -382,8 +387,8 @@ class LLaDAModelLM(PreTrainedModel):
 
         Args:
             input_ids: (B, L) int64.
-            attention_mask: (B, L) key padding, or (B, 1, L, L) or (1, 1, L, L) visibility, boolean or integer; True or 1 = may be
-                attended. None: everything is visible.
+            attention_mask: (B, L) key padding, or (B, 1, L, L) or (1, 1, L, L) visibility, boolean or integer; True
+                or 1 = may be attended. None: everything is visible.
             position_ids: (L,) or (B, L) int64 rotary positions; None: 0 .. L - 1.
             return_dict: False: a plain tuple ``(logits,)``.
 

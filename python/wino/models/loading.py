@@ -1,4 +1,4 @@
-"""Load the bundled model, a checkpoint folder or a hub id, and refuse a checkpoint that does not fit its configuration."""
+"""Load the bundled model, a checkpoint folder or a hub id; refuse a checkpoint that does not fit its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .llada import LLaDAConfig, LLaDAModelLM
@@ -27,14 +27,16 @@ def load(
     """A LLaDA in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_path: ``"wino-tiny"``, the model that comes with the package; or a folder in the Hugging Face layout of LLaDA
-            (``config.json``, safetensors in one file or sharded, tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
+        name_or_path: ``"wino-tiny"``, the model that comes with the package; or a folder in the Hugging Face layout of
+            LLaDA (``config.json``, safetensors in one file or sharded, tokenizer files); or a hub id such as
+            ``"GSAI-ML/LLaDA-8B-Instruct"``.
         dtype: of the parameters; None: that of the checkpoint's embedding (bfloat16 for ``wino-tiny`` and LLaDA-8B).
         device: where to put the model; None: the CPU.
 
     Raises:
         FileNotFoundError: no such folder or hub id, or a file is missing from it.
-        ValueError: not a LLaDA checkpoint, or tensors are missing, unexpected or misshapen (named); found before any weight is read.
+        ValueError: not a LLaDA checkpoint, or tensors are missing, unexpected or misshapen (named); found before any
+            weight is read.
     """
     folder = bundled_folder() if str(name_or_path) == BUNDLED else _folder(name_or_path)
     config = _read_config(folder)
@@ -46,7 +48,7 @@ def load(
 def bundled_folder() -> Path:
     folder = Path(str(resources.files("wino") / "assets" / BUNDLED))
     if not (folder / _WEIGHTS).is_file():
-        raise FileNotFoundError(f"the bundled model {BUNDLED} has no weights here ({folder / _WEIGHTS}); train it with: make tiny")
+        raise FileNotFoundError(f"{BUNDLED} comes without weights here (no {folder / _WEIGHTS}); train it: make tiny")
     return folder
 
 
@@ -56,7 +58,7 @@ def _folder(name_or_path: str | Path) -> Path:
         return folder
     looks_like_id = isinstance(name_or_path, str) and name_or_path.count("/") == 1 and name_or_path[0] not in "./~"
     if not looks_like_id:
-        raise FileNotFoundError(f"{name_or_path}: no such folder, and neither {BUNDLED!r} nor a hub id of the form owner/name")
+        raise FileNotFoundError(f"{name_or_path}: no such folder, and neither {BUNDLED!r} nor a hub id owner/name")
     try:
         return Path(snapshot_download(str(name_or_path), allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises its own, HTTP and OS errors alike
@@ -104,13 +106,13 @@ def _check_tensors(folder: Path, config: LLaDAConfig) -> list[Path]:
                 found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{shard} is not a readable safetensors file: {error}") from error
-    misshapen = [
-        f"{name} ({found[name]} instead of {shape})" for name, shape in expected.items() if found.get(name, shape) != shape
-    ]
+    common = [name for name in expected if name in found]
     problems = {
         "misses": [name for name in expected if name not in found],
         "has unexpected": [name for name in found if name not in expected],
-        "has misshapen": misshapen,
+        "has misshapen": [
+            f"{name} ({found[name]} instead of {expected[name]})" for name in common if found[name] != expected[name]
+        ],
     }
     faults = [f"{verb} tensors {_listed(names)}" for verb, names in problems.items() if names]
     if faults:
@@ -131,7 +133,9 @@ def _read_model(
     for shard in shards:
         tensors.update(load_file(shard, device=str(device)))
     model.load_state_dict(tensors, assign=True)
-    return model.to(dtype or tensors["model.transformer.wte.weight"].dtype).eval()
+    module: nn.Module = model
+    module.to(dtype or tensors["model.transformer.wte.weight"].dtype)
+    return model.eval()
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

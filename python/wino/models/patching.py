@@ -1,8 +1,8 @@
 """Run a live model of the authors' own LLaDA code on our forward pass, reversibly (``wino.patch``).
 
-Only the instance changes: it gets a ``forward`` attribute that hides its class's method. Weights stay where they are, no class and
-no module of another library is touched. Works for every public copy of that code (GSAI-ML's, WINO's, Fast-dLLM's), since
-they share parameter names and configuration fields; none of it is imported here.
+Only the instance changes: it gets a ``forward`` attribute that hides its class's method. Weights stay where they are,
+no class and no module of another library is touched. Works for every public copy of that code (GSAI-ML's, WINO's,
+Fast-dLLM's), since they share parameter names and configuration fields; none of it is imported here.
 """
 
 from __future__ import annotations
@@ -76,19 +76,20 @@ class PatchHandle:
 
 
 def patch(model: nn.Module) -> PatchHandle:
-    """Make ``model``, a live LLaDA of the authors' own code, run our forward pass and decode with :func:`wino.generate`.
+    """Make ``model``, a live LLaDA of the authors' code, run our forward pass and decode with :func:`wino.generate`.
 
-    ``model(input_ids, attention_mask=None, position_ids=None)`` then takes, by name, what :meth:`LLaDAModelLM.forward` takes and
-    computes the same logits; arguments of the authors' forward beyond these raise. Same weights, no copy; wrapped projections
-    (LoRA) are called, not read (of a PEFT model, patch ``get_base_model()``). A deep or unpickled copy is patched too, on its own:
-    ``patched(copy).unpatch()``.
+    ``model(input_ids, attention_mask=None, position_ids=None)`` then takes, by name, what :meth:`LLaDAModelLM.forward`
+    takes and computes the same logits; arguments of the authors' forward beyond these raise. Same weights, no copy;
+    wrapped projections (LoRA) are called, not read (of a PEFT model, patch ``get_base_model()``). A deep or unpickled
+    copy is patched too, on its own: ``patched(copy).unpatch()``.
 
-    Under transformers 5 the authors' code builds (``LLaDAModelLM(config)`` and ``load_state_dict``) but neither loads with
-    ``from_pretrained`` nor runs its own forward; once built it can be patched. :func:`wino.load` reads the same checkpoints without it.
+    Under transformers 5 the authors' code builds (``LLaDAModelLM(config)`` and ``load_state_dict``) but neither loads
+    with ``from_pretrained`` nor runs its own forward; once built it can be patched. :func:`wino.load` reads the same
+    checkpoints without that code.
 
     Args:
-        model: has ``model.transformer`` with ``wte``, ``blocks`` (or ``block_groups``), ``ln_f`` and, unless tied, ``ff_out``, and a
-            ``config`` with the authors' fields.
+        model: has ``model.transformer`` with ``wte``, ``blocks`` (or ``block_groups``), ``ln_f`` and, unless tied,
+            ``ff_out``, and a ``config`` with the authors' fields.
 
     Returns:
         The handle that undoes it.
@@ -104,7 +105,7 @@ def patch(model: nn.Module) -> PatchHandle:
         raise ValueError("wino.patch: this model is already patched; wino.models.patched(model) returns its handle")
     _validate(model)
     handle = PatchHandle(model)
-    # A partial, not a bound method: it survives pickling, where a bound method would come back as the class's own forward.
+    # A partial, not a bound method: unpickled, that would be the class's own forward again.
     vars(model)["forward"] = partial(_patched_forward, model)
     vars(model)[_HANDLE] = handle
     return handle
@@ -138,7 +139,9 @@ def _patched_forward(
     **unsupported: Any,
 ) -> CausalLMOutput | tuple[Tensor]:
     if model.training and any(getattr(model.config, name, 0.0) for name in _DROPOUTS):
-        raise RuntimeError("wino.patch: the patched forward has no dropout, but the configuration asks for it; call model.eval()")
+        raise RuntimeError(
+            "wino.patch: the patched forward has no dropout, but the configuration asks for it; call model.eval()"
+        )
     return language_model_forward(model, input_ids, attention_mask, position_ids, return_dict, **unsupported)
 
 
@@ -146,17 +149,19 @@ def _is_our_forward(forward: Any) -> bool:
     return isinstance(forward, partial) and forward.func is _patched_forward
 
 
-def _validate(model: nn.Module) -> None:
+def _validate(model: Any) -> None:
     config: Any = getattr(model, "config", None)
     if missing := _missing_fields(config):
         raise TypeError(_lacks(model, missing))
     check_architecture(config)
     if missing := _missing_parts(model, config):
         raise TypeError(_lacks(model, missing))
-    head = None if config.weight_tying else model.model.transformer.ff_out  # type: ignore[union-attr]
+    head = None if config.weight_tying else model.model.transformer.ff_out
     # The decoders multiply by the head's weight themselves, so a wrapper around it would be left out.
     if head is not None and type(head).forward is not nn.Linear.forward:
-        raise TypeError(f"wino.patch: the LM head model.transformer.ff_out must be a plain nn.Linear, got {type(head).__qualname__}")
+        raise TypeError(
+            f"wino.patch: the LM head model.transformer.ff_out must be a plain nn.Linear, got {type(head).__qualname__}"
+        )
 
 
 def _lacks(model: nn.Module, names: list[str]) -> str:
