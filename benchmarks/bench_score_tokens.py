@@ -75,7 +75,6 @@ def test_score_tokens(dtype: torch.dtype, bar: float, table: Table, two_threads:
             "exponentials": lambda: _C.exponentials(logits.numel(), two_threads),
         },
         ROUNDS,
-        warmup=2,
     )
 
     label = f"score_tokens {ROWS} x {VOCABULARY} {str(dtype)[6:]}"

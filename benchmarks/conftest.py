@@ -27,17 +27,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rows", default=None, metavar="FILE", help="append the measured rows to FILE as JSON lines")
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds per call of each function, called in turn ``rounds`` times: a slow spell of the machine hits them all."""
-    for function in functions.values():
-        for _ in range(warmup):
-            function()
+def interleaved(
+    functions: dict[str, Callable[[], object]], rounds: int, restore: Callable[[str], object] | None = None
+) -> dict[str, list[float]]:
+    """Seconds per call of each function, called in turn ``rounds`` times: a slow spell of the machine hits them all.
+
+    Each timed call follows an untimed one, so that nobody pays for the caches another one left. A function that changes
+    its arguments has them put back by ``restore(name)`` before each call.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(2):
+                if restore is not None:
+                    restore(name)
+                start = time.perf_counter()
+                function()
+                last = time.perf_counter() - start
+            seconds[name].append(last)
     return seconds
 
 

@@ -33,7 +33,6 @@ from wino.tasks.presets import PRESETS_FILE, baseline_configs, decoder_configs, 
 
 DOCS = Path(__file__).parent.parent / "docs"
 CACHE = Path(__file__).parent.parent / "build" / "quality"
-TOLERANCE = 0.003
 ACCURACY_BAR = {"sudoku": 0.95, "countdown": 0.60, "sum": 0.80}
 STEP_REDUCTION_BAR = {"sudoku": 3.0, "countdown": 4.0, "sum": 4.0}
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -85,8 +84,8 @@ def with_task(task: Task, decoder: str, **settings: Any) -> GenerationConfig:
 
 
 def tune(bench: Bench, folder: Path, tasks: Sequence[Task], count: int) -> None:
-    """For each family and decoder, the fewest steps among the settings that are within ``TOLERANCE`` of the accuracy of
-    LLaDA's own decoder; the most accurate one where there is none."""
+    """For each family and decoder, the fewest steps among the settings that are as accurate as LLaDA's own decoder; the
+    most accurate one where there is none."""
     grids: dict[str, list[dict[str, Any]]] = {
         "wino": WINO_GRID,
         "confidence_threshold": [{"threshold": threshold} for threshold in THRESHOLDS[2:]],
@@ -100,7 +99,7 @@ def tune(bench: Bench, folder: Path, tasks: Sequence[Task], count: int) -> None:
             tried = []
             for settings in grid:
                 result = bench.run(task, "validation", count, with_task(task, decoder, **settings))
-                worse = result.accuracy < reference - TOLERANCE
+                worse = result.accuracy < reference
                 tried.append((worse, -result.accuracy if worse else result.mean_steps, settings))
                 print(f"{task.name} {decoder} {settings}: {result.accuracy:.3f} @ {result.mean_steps:.2f} steps")
             presets[task.name][decoder] = min(tried, key=lambda row: row[:2])[2]

@@ -57,6 +57,20 @@ def quality(figures: dict[str, Any]) -> str:
     return table(columns, body)
 
 
+def headline(figures: dict[str, Any]) -> str:
+    """One line a family: WINO beside one token a step."""
+    lines = []
+    for task in figures["tasks"].values():
+        rows = {row["decoder"]: row for row in task["rows"]}
+        ours, default = rows["wino"], rows["low_confidence"]
+        lines.append(
+            f"- {task['title']}: WINO solves {percent(ours['accuracy'])} % in {ours['mean_steps']:.1f} forward passes, "
+            f"{ours['step_reduction']:.1f}x fewer than tokens in the answer; one token a step solves "
+            f"{percent(default['accuracy'])} % in {default['mean_steps']:.0f}."
+        )
+    return "\n".join(lines)
+
+
 def replace(document: str, name: str, text: str) -> str:
     pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document)
@@ -68,7 +82,8 @@ def main() -> None:
     if bench.exists():
         sections["kernels"] = kernels([json.loads(line) for line in bench.read_text().splitlines()])
     if results.exists():
-        sections["quality"] = quality(json.loads(results.read_text()))
+        figures = json.loads(results.read_text())
+        sections |= {"quality": quality(figures), "headline": headline(figures)}
     for path in DOCUMENTS:
         document = path.read_text()
         for name, text in sections.items():

@@ -114,3 +114,7 @@ def accept_remask_(
         torch.get_num_threads(),
     )
     return accepted, remasked, status
+
+
+# Consulted by the operator before its own checks: they cost more than the kernel.
+accept_remask_.if_valid = accept_remask_dense  # type: ignore[attr-defined]
