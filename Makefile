@@ -23,8 +23,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
-	rm -f docs/bench.jsonl
-	$(BIN)/python -m pytest benchmarks --rows docs/bench.jsonl
+	rm -f build/bench.jsonl
+	$(BIN)/python -m pytest benchmarks --bars --rows build/bench.jsonl
+	mv build/bench.jsonl docs/bench.jsonl
 	$(BIN)/python benchmarks/tables.py
 
 quality: $(VENV)/installed-dev
@@ -34,13 +35,17 @@ quality: $(VENV)/installed-dev
 tiny: $(VENV)/installed-dev
 	$(BIN)/python -m wino.pretrain --out build/wino-tiny --work build/wino-tiny-run
 
+# Builds sdist and wheel, and runs the wheel where only Torch is installed.
 build: $(VENV)/installed-dev
-	$(BIN)/python -m build
+	rm -rf dist build/wheel-check
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/pip install --quiet --no-deps --target build/wheel-check dist/*.whl
+	cd build && PYTHONPATH=wheel-check ../$(BIN)/python -m wino_kernels.env_report
 
 clean:
 	rm -rf build dist $(VENV)
 
-build/transformers4/installed:
+build/transformers4/installed: | $(VENV)/torch
 	$(BIN)/pip install --quiet --target build/transformers4 'transformers==4.46.3'
 	touch $@
 

@@ -4,7 +4,8 @@
     python benchmarks/quality.py report    measures held-out items: docs/quality.json, docs/quality.md, docs/quality.png
     python benchmarks/quality.py render    writes table and plot again from docs/quality.json
 
-An interrupted run resumes: every finished measurement is kept in build/quality.
+An interrupted run resumes: finished measurements are kept in build/quality, apart by version of Torch and the package and
+by instruction set; `--fresh` measures again. Exits 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import itertools
 import json
 import math
 import os
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +33,10 @@ from wino.models.loading import bundled_folder
 from wino.tasks import TASKS, Item, Task
 from wino.tasks.evaluation import Evaluation, evaluate, paired_difference
 from wino.tasks.presets import PRESETS_FILE, baseline_configs, decoder_configs, load_presets
+from wino_kernels.backends import cpu_isa
 
 DOCS = Path(__file__).parent.parent / "docs"
-CACHE = Path(__file__).parent.parent / "build" / "quality"
+CACHE = Path(__file__).parent.parent / "build" / "quality" / f"{torch.__version__}-{wino.__version__}-{cpu_isa()}"
 ACCURACY_BAR = {"sudoku": 0.95, "countdown": 0.60, "sum": 0.80}
 STEP_REDUCTION_BAR = {"sudoku": 3.0, "countdown": 4.0, "sum": 4.0}
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -246,7 +250,10 @@ def main() -> None:
     )
     parser.add_argument("--items", type=int, help="items per family (tune: 1000, report: 2000)")
     parser.add_argument("--curve-items", type=int, default=500, help="items per family for each point of the curve")
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier runs measured")
     arguments = parser.parse_args()
+    if arguments.fresh:
+        shutil.rmtree(CACHE, ignore_errors=True)
     tasks = [TASKS[arguments.task]] if arguments.task else list(TASKS.values())
     folder = bundled_folder() if arguments.model == "wino-tiny" else Path(arguments.model)
     figures_file = DOCS / "quality.json"
@@ -263,6 +270,7 @@ def main() -> None:
     plot(figures, DOCS / "quality.png")
     missed = check_bars(figures)
     print("\n".join(missed) if missed else "every bar is met")
+    sys.exit(bool(missed))
 
 
 if __name__ == "__main__":

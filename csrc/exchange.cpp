@@ -1,7 +1,9 @@
 #include "exchange.h"
 
 #include <cstdlib>
+#include <memory>
 #include <new>
+#include <utility>
 
 #include "cpu/select.h"
 #include "dlpack.h"
@@ -43,11 +45,16 @@ bool is_per_row(const Tensor& t, int64_t B) { return t.ndim == 0 || (t.ndim == 1
 
 // A new int32 tensor of shape [B] and what it owns; the framework calls the deleter when the tensor dies.
 struct Counters {
+  struct Delete {
+    void operator()(Counters* c) const { c->managed.deleter(&c->managed); }
+  };
+  using Owned = std::unique_ptr<Counters, Delete>;
+
   dlpack::ManagedTensor managed;
   int64_t shape, stride;
   int32_t values[1];  // [B]
 
-  static Counters* make(int64_t B) {
+  static Owned make(int64_t B) {
     void* memory = std::malloc(sizeof(Counters) + static_cast<size_t>(B) * sizeof(int32_t));
     if (memory == nullptr) throw std::bad_alloc();
     auto* c = new (memory) Counters{};
@@ -57,12 +64,12 @@ struct Counters {
     c->managed.manager_context = c;
     c->managed.deleter = [](dlpack::ManagedTensor* self) { std::free(self->manager_context); };
     c->managed.tensor = {c->values, {dlpack::kCpu, 0}, 1, kInt32, &c->shape, &c->stride, 0};
-    return c;
+    return Owned(c);
   }
 
-  py::object to_object() {
+  static py::object to_object(Owned counters) {
     void* object = nullptr;
-    if (g_api->to_object(&managed, &object) != 0) throw py::error_already_set();
+    if (g_api->to_object(&counters.release()->managed, &object) != 0) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
   }
 };
@@ -100,7 +107,7 @@ py::object accept_remask_dense(const py::object& tokens, const py::object& maske
   const bool valid = mask_id >= 0 && 0 <= numerator && numerator <= denominator && min_accept >= 0 && max_accept >= 1;
   if (!dense || !valid || (m.data == u.data && B * K > 0)) return py::none();
 
-  Counters *accepted = Counters::make(B), *remasked = Counters::make(B), *status = Counters::make(B);
+  Counters::Owned accepted = Counters::make(B), remasked = Counters::make(B), status = Counters::make(B);
   {
     const py::gil_scoped_release release;
     cpu::kernels().accept_remask({{B, K, data<int64_t>(x), K, data<bool>(m), K, data<int64_t>(t), K, data<float>(c), K,
@@ -117,7 +124,8 @@ py::object accept_remask_dense(const py::object& tokens, const py::object& maske
                                   {numerator, denominator, min_accept, max_accept},
                                   verify_last});
   }
-  return py::make_tuple(accepted->to_object(), remasked->to_object(), status->to_object());
+  return py::make_tuple(Counters::to_object(std::move(accepted)), Counters::to_object(std::move(remasked)),
+                        Counters::to_object(std::move(status)));
 }
 
 }  // namespace wino

@@ -28,6 +28,7 @@ from wino.cli import app
 from wino.cli import demo as demo_module
 from wino.cli.board import TAKEN_BACK, Board, Glyphs, LiveDecode
 from wino.cli.errors import describe, one_line
+from wino.cli.evaluate import select_configs
 from wino.cli.generate import config_for
 from wino.cli.session import Session, open_session, write_atomically
 from wino.decoders import DECODERS
@@ -38,6 +39,7 @@ from wino.trace import StepRecord
 RECIPE = Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)
 PROMPT = "sudoku 1000200030004000"
 FAST = {"OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -251,6 +253,23 @@ def test_bad_prompt_files_are_one_line(checkpoint: Path, tmp_path: Path) -> None
     assert "standard input: expected UTF-8" in fails("generate", "-", "--model", checkpoint, stdin=b"\xff\n")
 
 
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        ("sum " + "1" * 300, "the model's limit is 256"),
+        ("sum 1<|mdm_mask|>", "the mask token (1) is in the prompt"),
+        ("sum x", "cannot encode 'x' in 'sum x'"),
+    ],
+)
+@pytest.mark.parametrize("output", [(), ("--json",)])
+def test_no_answer_comes_before_a_later_prompts_fault(
+    checkpoint: Path, tmp_path: Path, last: str, told: str, output: tuple[str, ...]
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"{PROMPT}\nsum 1+2\n{last}\n")
+    assert told in fails("generate", "--file", file, "--model", checkpoint, "--batch-size", "1", *output)
+
+
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
@@ -361,6 +380,31 @@ def test_eval_of_one_decoder_with_its_own_settings(checkpoint: Path, tmp_path: P
     assert result["settings"]["threshold_back"] == 0.8 and result["settings"]["max_new_tokens"] == 44
 
 
+def test_eval_gives_every_decoder_the_settings_they_share(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    options = ("--n", "2", "--temperature", "0.5", "--seed", "3", "--cfg-scale", "0.1", "--block-length", "5")
+    succeeds("eval", "--task", "sudoku", "--model", checkpoint, "--json", out, *options)
+    settings = [result["settings"] for result in json.loads(out.read_text())["results"]]
+    assert len(settings) == 5
+    for chosen in settings:
+        assert (chosen["temperature"], chosen["seed"], chosen["cfg_scale"], chosen["block_length"]) == (0.5, 3, 0.1, 5)
+    assert settings[-1]["threshold"] == 0.3 and settings[-1]["verify_last"]
+
+
+def test_shared_settings_keep_the_tokens_a_step_of_the_baselines() -> None:
+    def steps(**settings: int) -> list[int | None]:
+        return [config.steps for config in select_configs(TASKS["sum"], settings, presets).values()][:3]
+
+    presets = {"sum": {"wino": {"block_length": 11}}}
+    assert steps(seed=1) == [44, 22, 11]
+    assert steps(max_new_tokens=32) == [32, 16, 8]
+    assert steps(block_length=11) == [44, 24, 12]
+    assert steps(max_new_tokens=32, block_length=8) == [32, 16, 8]
+    configs = select_configs(TASKS["sum"], {"max_new_tokens": 32}, presets)
+    assert {config.block_size for config in configs.values()} == {32}
+    assert select_configs(TASKS["sum"], {"seed": 1}, presets)["wino"].block_size == 11
+
+
 def test_eval_of_published_files(checkpoint: Path, tmp_path: Path) -> None:
     countdown, sudoku, out = tmp_path / "c.jsonl", tmp_path / "s.csv", tmp_path / "out.json"
     countdown.write_text('{"input": "30,100,93", "output": "23"}\n{"input": "9,9,9", "output": "1"}\n')
@@ -385,6 +429,8 @@ def test_eval_of_published_files(checkpoint: Path, tmp_path: Path) -> None:
         (("--task", "sum", "--split", "train"), "split: expected one of validation, heldout, got 'train'"),
         (("--task", "sum", "--n", "0"), "--n"),
         (("--task", "sum", "--threshold", "0.5"), "--threshold belongs to one decoder"),
+        (("--task", "sum", "--seed", "3", "--no-verify-last"), "--verify-last belongs to one decoder"),
+        (("--task", "sum", "--block-length", "7"), "block_length: must divide max_new_tokens = 44, got 7"),
         (("--task", "sum", "--decoder", "best"), "decoder: expected one of"),
         (("--task", "sum", "--data", "absent.jsonl"), "absent.jsonl: No such file or directory"),
         (("--task", "sum", "--data", "/dev/null"), "no items in it"),
@@ -581,6 +627,37 @@ def test_a_closed_pipe_ends_quietly(endless: subprocess.Popen[bytes]) -> None:
     endless.stdout.close()
     assert endless.wait(timeout=300) == 141
     assert endless.stderr.read() == b""
+
+
+def script(*arguments: str, options: tuple[str, ...] = (), before: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs what the installed script ``wino`` runs."""
+    target = re.search(r'^wino = "(\w+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert target is not None
+    return subprocess.run(
+        [sys.executable, *options, "-c", f"{before}\nfrom {target[1]} import {target[2]} as run\nrun()", *arguments],
+        env=os.environ | FAST | {"PYTHONPATH": str(ROOT / "python")},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_script_without_the_extra_says_what_to_install() -> None:
+    """``-S`` hides site-packages: nothing but Python and our own folder is there."""
+    bare = script("demo", options=("-S",))
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert re.fullmatch(
+        r"wino: needs .*transformers.*rich missing\): pip install 'wino-kernels\[decode\]'\n", bare.stderr
+    )
+    hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'rich' else f(n, *a)"
+    without_rich = script("--version", before=hide)
+    assert (without_rich.returncode, without_rich.stdout) == (2, "")
+    assert "(rich missing)" in without_rich.stderr and without_rich.stderr.count("\n") == 1
+
+
+def test_the_script_with_the_extra_is_the_command_line() -> None:
+    ran = script("generate", "--help")
+    assert ran.returncode == 0 and "--threshold-back" in ran.stdout and ran.stderr == ""
+    assert script("genrate").returncode == 2
 
 
 def test_bad_input_in_a_real_process() -> None:

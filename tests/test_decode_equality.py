@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,15 +25,6 @@ MASK, VOCAB, LENGTH = 1, 40, 32
 MARGIN = 1e-4  # SPEC section 6: decodes are promised to be equal at this distance from ties and thresholds
 PROMPTS_PER_MODEL = 12
 THRESHOLDS = ((0.3, 0.6), (0.4, 0.2), (0.35, 0.8))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These models are too small to share out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_model(seed: int) -> LLaDAModelLM:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import wino
+import wino_kernels
 from wino.models import LLaDAConfig, LLaDAModelLM
 
 MASK, EOS, VOCAB, PROMPT, LENGTH, BLOCK = 1, 0, 37, 6, 24, 8
@@ -126,6 +127,46 @@ def test_random_remasking_and_sampling_follow_the_seed(model: LLaDAModelLM) -> N
         assert torch.equal(mixed[0], first[0]) and not torch.equal(mixed[1], first[1])
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"cfg_scale": 1.0}, {"temperature": 0.7, "cfg_scale": 0.5}])
+def test_draws_and_guidance_ignore_padding_and_company(
+    model: LLaDAModelLM, decoder: str, settings: dict[str, float]
+) -> None:
+    lengths, seeds = (3, 8), (11, 2**63 + 5)
+    ids, mask = torch.full((2, 8), EOS), torch.zeros(2, 8, dtype=torch.long)
+    for row, n in enumerate(lengths):
+        ids[row, 8 - n :], mask[row, 8 - n :] = prompts(1, n, seed=n)[0], 1
+    together = wino.generate(model, ids, mask, config(decoder, seed=list(seeds), **settings))
+    for row, n in enumerate(lengths):
+        alone = wino.generate(model, prompts(1, n, seed=n), None, config(decoder, seed=seeds[row], **settings))
+        assert torch.equal(together.sequences[row, 8:], alone.sequences[0, n:])
+        assert torch.equal(together.accepted_at[row], alone.accepted_at[0])
+
+
+def test_row_seeds_are_those_of_the_specification(model: LLaDAModelLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mix(value: int) -> int:
+        value = (value + 0x9E3779B97F4A7C15) % 2**64
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+        return value ^ value >> 31
+
+    seen: list[Tensor] = []
+    score = wino_kernels.linear_score_tokens
+
+    def recording(*arguments: object, seed: Tensor, **settings: object) -> object:
+        seen.append(seed.clone())
+        return score(*arguments, seed=seed, **settings)
+
+    monkeypatch.setattr(wino_kernels, "linear_score_tokens", recording)
+    ids, mask = prompts(1, 5), torch.tensor([[0, 0, 1, 1, 1]])
+    wino.generate(model, ids, mask, config("low_confidence", temperature=1.0, seed=77))
+    assert len(seen) == LENGTH
+    for step, seeds in enumerate(seen):
+        first = 3 + step // BLOCK * BLOCK  # counted from the first real token
+        expected = [mix((mix((mix(77) + step) % 2**64) + first + j) % 2**64) for j in range(BLOCK)]
+        assert [int(s) % 2**64 for s in seeds[0]] == expected
+
+
 def test_guidance_is_guidance_of_the_logits(model: LLaDAModelLM) -> None:
     scale, ids = 1.5, prompts(1)
     full = torch.cat((ids, torch.full((1, LENGTH), MASK)), dim=1)
@@ -201,6 +242,9 @@ def test_nan_logits_are_named_and_nothing_is_returned() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens: expected an integer >= 1"),
         ({"temperature": -0.1}, "temperature: expected"),
         ({"seed": 0.5}, "seed: expected an integer"),
+        ({"accept_fraction": [0.5]}, "accept_fraction: expected in"),
+        ({"cfg_scale": [0.5]}, "cfg_scale: expected a finite number"),
+        ({"verify_last": "no"}, "verify_last: expected True or False"),
         ({"threshold": [0.5, 0.5, 0.5]}, "threshold: expected one value or one for each of the 2"),
         ({"max_new_tokens": 80, "block_length": 8}, "prompt and generation need 86 positions, the model's limit is 64"),
     ],
@@ -225,7 +269,9 @@ def test_bad_inputs_are_named(model: LLaDAModelLM) -> None:
         (ValueError, "prompts not empty", {"input_ids": good, "attention_mask": torch.zeros(2, PROMPT)}),
         (ValueError, "hole inside", {"input_ids": good, "attention_mask": hole}),
         (ValueError, "left padding", {"input_ids": good, "attention_mask": right_padded}),
-        (ValueError, "attention_mask: expected shape", {"input_ids": good, "attention_mask": hole[:1]}),
+        (ValueError, "attention_mask: expected a tensor", {"input_ids": good, "attention_mask": hole[:1]}),
+        (ValueError, "attention_mask: expected a tensor", {"input_ids": good, "attention_mask": hole.tolist()}),
+        (ValueError, "generation_ids: expected an int64 tensor", {"input_ids": good, "generation_ids": [[1]]}),
         (TypeError, "int64 tensor", {"input_ids": good.float()}),
         (TypeError, "int64 tensor", {"input_ids": [[1, 2]]}),
         (ValueError, r"token ids must lie in \[0, 37\), got 99", {"input_ids": torch.full((1, 3), 99)}),
@@ -236,6 +282,8 @@ def test_bad_inputs_are_named(model: LLaDAModelLM) -> None:
     for error, message, arguments in cases:
         with pytest.raises(error, match=message):
             wino.generate(model, **{"generation_config": config(), **arguments})
+    with pytest.raises(TypeError, match="unknown settings blok_length"):
+        wino.GenerationConfig(blok_length=8)
     with pytest.raises(TypeError, match="LLaDAModelLM"):
         wino.generate(torch.nn.Linear(2, 2), good, generation_config=config())
 

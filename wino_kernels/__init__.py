@@ -80,8 +80,12 @@ def draft_confidence(
 
 
 def verify_confidence(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """``score_tokens`` with every row given: the probability of ``token_ids`` ``(...)``, float32 (SPEC section 6)."""
-    return score_tokens(logits, token_ids)[1]
+    """``score_tokens`` with every row given: the probability of ``token_ids`` ``(...)``, float32 (SPEC section 6).
+
+    NaN for an id that is no token, negative ids included: -1 and -2 have no special meaning here.
+    """
+    _require_tensors("verify_confidence", "logits token_ids", logits, token_ids)
+    return score_tokens(logits, token_ids)[1].masked_fill(token_ids < 0, math.nan)
 
 
 def linear_score_tokens(

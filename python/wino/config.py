@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Real
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import transformers
@@ -76,6 +76,10 @@ class GenerationConfig(transformers.GenerationConfig):
     return_trace: bool
 
     def __init__(self, **kwargs: Any) -> None:
+        known = vars(transformers.GenerationConfig())
+        unknown = [name for name in kwargs if name not in _DEFAULTS and name not in known and not name.startswith("_")]
+        if unknown:
+            raise TypeError(f"GenerationConfig: unknown settings {', '.join(unknown)}; ours are {', '.join(_DEFAULTS)}")
         ours = {name: kwargs.pop(name, default) for name, default in _DEFAULTS.items()}
         self.__dict__.update(ours)
         super().__init__(max_new_tokens=ours.pop("max_new_tokens"), temperature=ours.pop("temperature"), **kwargs)
@@ -101,12 +105,15 @@ class GenerationConfig(transformers.GenerationConfig):
             _check_integer("steps", self.steps, 1)
             if self.steps % blocks:
                 raise ValueError(f"steps: must be a multiple of the {blocks} blocks, got {self.steps}")
+        if not isinstance(self.verify_last, bool):
+            raise ValueError(f"verify_last: expected True or False, got {self.verify_last!r}")
         for name in ("threshold", "threshold_back"):
-            _check_numbers(name, getattr(self, name), "in (0, 1]", lambda v: 0 < v <= 1)
-        _check_numbers("accept_fraction", self.accept_fraction, "in (0, 1]", lambda v: 0 < v <= 1)
-        _check_numbers("cfg_scale", self.cfg_scale, "a finite number >= 0", lambda v: v >= 0)
-        _check_numbers("temperature", self.temperature, "a finite number >= 0", lambda v: v >= 0)
-        _check_numbers("seed", self.seed, "an integer", lambda v: isinstance(v, int))
+            _check_numbers(name, _per_sequence(getattr(self, name)), "in (0, 1]", lambda v: 0 < v <= 1)
+        _check_numbers("accept_fraction", [self.accept_fraction], "in (0, 1]", lambda v: 0 < v <= 1)
+        _check_numbers("cfg_scale", [self.cfg_scale], "a finite number >= 0", lambda v: 0 <= v < math.inf)
+        temperatures = _per_sequence(self.temperature)
+        _check_numbers("temperature", temperatures, "a finite number >= 0", lambda v: 0 <= v < math.inf)
+        _check_numbers("seed", _per_sequence(self.seed), "an integer", lambda v: isinstance(v, Integral))
 
     @property
     def block_size(self) -> int:
@@ -124,8 +131,11 @@ def _check_integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
 
 
-def _check_numbers(name: str, value: Any, expected: str, holds: Any) -> None:
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    for number in values or (None,):
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number) or not holds(number):
-            raise ValueError(f"{name}: expected {expected}, got {value!r}")
+def _per_sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _check_numbers(name: str, values: Sequence[Any], expected: str, holds: Callable[[Any], bool]) -> None:
+    for number in values or [None]:
+        if isinstance(number, bool) or not isinstance(number, Real) or not holds(number):
+            raise ValueError(f"{name}: expected {expected}, got {number!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,8 @@ def generate(
         **overrides: single settings that replace those of ``generation_config``.
 
     Returns:
-        :class:`GenerationOutput`. A sequence's result does not depend on the others in its batch (SPEC section 6).
+        :class:`GenerationOutput`. A sequence's result does not depend on the others in its batch, up to the rounding of
+        matrix products: tokens are equal where confidences stay 1e-4 away from thresholds and ties (SPEC section 6).
 
     Raises:
         ValueError, TypeError: a bad argument, named, before the first forward pass.
@@ -120,8 +122,8 @@ def _check_inputs(
         raise ValueError(f"input_ids: the prompt is empty, shape {tuple(input_ids.shape)}")
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask: expected shape {tuple(input_ids.shape)}, got {tuple(attention_mask.shape)}")
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask: expected a tensor {(batch, prompt_length)}, got {_describe(attention_mask)}")
     visible = attention_mask.to(backbone.device, torch.bool)
     input_ids = input_ids.to(backbone.device)
     if not visible[:, -1].all():
@@ -142,15 +144,14 @@ def _check_inputs(
         )
     if generation_ids is None:
         generation_ids = torch.full((batch, length - prompt_length), backbone.mask_token_id, device=backbone.device)
-    if generation_ids.dtype != torch.int64 or tuple(generation_ids.shape) != (batch, config.max_new_tokens):
-        raise ValueError(
-            f"generation_ids: expected int64 {(batch, config.max_new_tokens)}, got {_describe(generation_ids)}"
-        )
+    wanted = (batch, config.max_new_tokens)
+    if not isinstance(generation_ids, Tensor) or generation_ids.dtype != torch.int64 or generation_ids.shape != wanted:
+        raise ValueError(f"generation_ids: expected an int64 tensor {wanted}, got {_describe(generation_ids)}")
     generation_ids = generation_ids.to(backbone.device)
     _check_ids("generation_ids", generation_ids, backbone.vocab_size)
     for name in ("threshold", "threshold_back", "temperature", "seed"):
         value = getattr(config, name)
-        if not isinstance(value, int | float) and len(value) != batch:
+        if isinstance(value, Sequence) and len(value) != batch:
             raise ValueError(f"{name}: expected one value or one for each of the {batch} sequences, got {len(value)}")
     return input_ids.masked_fill(~visible, 0), visible, generation_ids
 
@@ -232,7 +233,7 @@ class _Run:
         revocable_before = state.revocable.clone()
         status = self.decoder.update(state, token_ids, confidence).cpu()
         if (status == 2).any():
-            self._raise_nan(status, confidence, masked_before | revocable_before)
+            self._raise_nan(status, confidence, masked_before, revocable_before)
         self.tokens.scatter_(1, self.block_positions, state.tokens)
         self._note(masked_before, tokens_before, confidence)
         running = self.active.to(state.block_step.device)
@@ -337,10 +338,12 @@ class _Run:
         if hasattr(self.streamer, "put_draft"):
             self.streamer.put_draft(self.generated.cpu())
 
-    def _raise_nan(self, status: Tensor, confidence: Tensor, consulted: Tensor) -> None:
+    def _raise_nan(self, status: Tensor, confidence: Tensor, masked: Tensor, revocable: Tensor) -> None:
         sequence = int((status == 2).nonzero()[0])
-        wrong = (confidence[sequence].isnan() & consulted[sequence]).nonzero().flatten()
-        position = int(self.block_positions[sequence, wrong[0]]) - self.prompt_length
+        nan = confidence[sequence].isnan()
+        drafted = nan & masked[sequence]
+        wrong = (drafted if drafted.any() else nan & revocable[sequence]).nonzero()[0]
+        position = int(self.block_positions[sequence, wrong]) - self.prompt_length
         raise FloatingPointError(
             f"the model's logits are NaN or infinite for sequence {sequence}, generated position {position}, "
             f"step {int(self.steps[sequence])}"

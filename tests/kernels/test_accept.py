@@ -71,6 +71,14 @@ def test_at_least_the_threshold(path: str) -> None:
 
 
 @over_paths("accept_")
+def test_nan_thresholds(path: str) -> None:
+    """No confidence reaches NaN, whichever its sign: the largest one is accepted."""
+    masked, confidence = torch.rand(8, 20) < 0.5, torch.rand(8, 20)
+    for threshold in (torch.tensor(NAN), torch.tensor(-NAN), torch.tensor([NAN, -NAN, 0.5, 0.9]).repeat(2)):
+        check(masked, confidence, threshold=threshold)
+
+
+@over_paths("accept_")
 def test_strided_state(path: str) -> None:
     rows, width = 5, 33
     wide_tokens = torch.full((rows + 2, width + 10), -77)

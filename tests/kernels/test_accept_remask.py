@@ -246,6 +246,24 @@ def test_nan_that_nobody_reads(path: str) -> None:
 
 
 @over_paths("accept_remask_")
+@pytest.mark.parametrize("verify_last", [False, True])
+def test_nan_thresholds(path: str, verify_last: bool) -> None:
+    """Nothing is above or below NaN, whichever its sign: the surest draft is accepted, no token is taken back."""
+    rows, width = 60, 24
+    ids, confidence = torch.randint(0, 900, (rows, width)), torch.rand(rows, width)
+    nan, number = torch.tensor([NAN, -NAN]).repeat(rows // 2), torch.tensor(0.5)
+    for threshold, threshold_back in ((nan, number), (number, nan), (nan, nan), (nan[0], nan[1]), (nan[1], nan[0])):
+        check_step(
+            random_blocks(rows, width),
+            ids,
+            confidence,
+            threshold=threshold,
+            threshold_back=threshold_back,
+            verify_last=verify_last,
+        )
+
+
+@over_paths("accept_remask_")
 def test_empty_batches_and_blocks(path: str) -> None:
     for rows, width in ((0, 4), (3, 0), (0, 0)):
         blocks = [oracle.Block([], set(), set(), 30) for _ in range(rows)]

@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import wino_kernels
 from wino_kernels import backends, ops
+from wino_kernels.cpu import accept_remask as native_remask
 
 B, K, V, H, MASK = 3, 5, 17, 8, 16
 CPU_OPERATORS = ("score_tokens", "linear_score_tokens", "accept_remask_", "accept_", "wino_step_")
@@ -540,6 +541,38 @@ def test_refusals(call: Callable[..., Any], changes: dict[str, Any], error: type
         if backend == "eager" or operator_is_native:
             with wino_kernels.use_backend(backend), pytest.raises(error, match=rf"^\w+: .*{message}"):
                 call(**changes)
+
+
+REMASK_REFUSALS = [changes for call, changes, _, _ in REFUSALS if call is call_remask]
+
+
+@pytest.mark.parametrize("changes", REMASK_REFUSALS)
+def test_the_unchecked_path_takes_nothing_that_is_refused(changes: dict[str, Any]) -> None:
+    def unchecked(**inputs: Any) -> None:
+        if native_remask.accept_remask_.if_valid(**inputs) is None:
+            raise ValueError("left to the checks")
+
+    with pytest.raises(ValueError, match="left to the checks"):
+        unchanged(unchecked, {**state(), **draft(), **rule(), **changes})
+
+
+@pytest.mark.skipif(not native_remask._HAS_EXCHANGE, reason="this torch publishes no exchange API")
+@pytest.mark.parametrize("changes", [{}, {"threshold": torch.rand(B), "verify_last": True, "min_accept": 1}])
+def test_the_unchecked_path_changes_no_result(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = {**state(), **draft(), **rule(), **changes}
+    results = []
+    for has_exchange in (True, False):
+        monkeypatch.setattr(native_remask, "_HAS_EXCHANGE", has_exchange)
+        for operator in (native_remask.accept_remask_.if_valid, wino_kernels.accept_remask_):
+            inputs = {name: value.clone() if isinstance(value, Tensor) else value for name, value in start.items()}
+            with wino_kernels.use_backend("cpu"):
+                outputs = operator(**inputs)
+            assert (outputs is None) == (operator is not wino_kernels.accept_remask_ and not has_exchange)
+            if outputs is not None:
+                results.append([*outputs, *(inputs[name] for name in state())])
+    for result in results[1:]:
+        for one, other in zip(result, results[0], strict=True):
+            assert torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
 
 
 def test_the_same_calls_unchanged_are_fine() -> None:

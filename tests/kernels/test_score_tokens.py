@@ -367,3 +367,13 @@ def brute_force(row: list[float], candidate: int) -> tuple[int, float]:
         return token, NAN
     top = max(row)
     return token, math.exp(row[token] - top) / math.fsum(math.exp(x - top) for x in row)
+
+
+@over_paths("score_tokens")
+def test_verifying_takes_every_id_as_given(path: str) -> None:
+    """-1 and -2 neither draft nor skip: like every other id outside the vocabulary they have no probability."""
+    logits, ids = torch.randn(6, 7), torch.tensor([3, -1, -2, -3, 7, 0])
+    confidence = wino_kernels.verify_confidence(logits, ids)
+    assert confidence.isnan().tolist() == [False, True, True, True, True, False]
+    expected = wino_kernels.score_tokens(logits[[0, 5]], ids[[0, 5]])[1]
+    assert torch.equal(confidence[[0, 5]], expected)

@@ -128,6 +128,16 @@ def test_nan_rows(path: str) -> None:
 
 
 @over_paths("wino_step_")
+def test_nan_thresholds(path: str) -> None:
+    """As in accept_remask_: with NaN one draft is accepted, or nothing is taken back."""
+    rows, width, vocabulary = 12, 16, 33
+    logits, nan = logits_of(rows, width, vocabulary, torch.float32), torch.tensor([NAN, -NAN]).repeat(rows // 2)
+    for changed, column, most in (("threshold", 0, 1), ("threshold_back", 1, 0)):
+        outputs = assert_like_two_steps(logits, state_of(rows, width, vocabulary), {}, **{**RULE, changed: nan})
+        assert outputs[:, column].max() == most
+
+
+@over_paths("wino_step_")
 def test_decodes_the_same_in_any_batch_and_with_any_threads(path: str) -> None:
     rows, width, vocabulary = 6, 20, 64
     all_logits = [logits_of(rows, width, vocabulary, torch.float32) for _ in range(12)]

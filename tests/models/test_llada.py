@@ -101,6 +101,21 @@ def test_another_architecture_is_refused(fields: dict[str, Any]) -> None:
         build_llada(**fields)
 
 
+@pytest.mark.parametrize("value", [0, -6, 48.0, "48"])
+@pytest.mark.parametrize(
+    "name", ["d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size", "max_sequence_length"]
+)
+def test_sizes_that_are_none_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"LLaDA configuration: {name} must be a positive integer, got {value!r}"):
+        build_llada(**{name: value})
+
+
+def test_an_embedding_size_of_zero_is_the_vocabularys() -> None:
+    assert build_llada(embedding_size=0).config.embedding_size == 60
+    with pytest.raises(ValueError, match="embedding_size must be a positive integer, got -1"):
+        build_llada(embedding_size=-1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shard_size", ["40KB", "5GB"])
 @pytest.mark.parametrize("auto_class", [LLaDAModelLM, AutoModel, AutoModelForCausalLM])

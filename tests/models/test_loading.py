@@ -114,6 +114,29 @@ def test_another_models_folder(folder: Path) -> None:
         wino.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("{}", "expected weight_map"),
+        ("[]", "expected weight_map"),
+        ('{"weight_map": ["model.safetensors"]}', "expected weight_map"),
+        ('{"weight_map": {"model.transformer.ln_f.weight": 1}}', "expected weight_map"),
+    ],
+)
+def test_a_broken_shard_index(folder: Path, content: str, message: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"model\.safetensors\.index\.json\b.* {message}"):
+        wino.load(folder)
+
+
+def test_a_configuration_without_heads(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "n_heads": 0}))
+    with pytest.raises(ValueError, match=r"config\.json: .*n_heads must be a positive integer, got 0"):
+        wino.load(folder)
+
+
 def test_the_hub_is_asked_for_an_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

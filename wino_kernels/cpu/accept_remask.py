@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from wino_kernels import _C
+from wino_kernels.limits import exact_fraction
 
 # Where Torch publishes DLPack's C exchange API, the native module reads and makes dense tensors itself: looking at a
 # step's ten tensors from Python costs several times what the rule costs.
 _HAS_EXCHANGE: bool = _C.use_exchange_of(torch.Tensor)
-
-
-@lru_cache(maxsize=64)
-def exact_fraction(value: float) -> tuple[int, int]:
-    """The decimal that ``value`` was written as: 0.7 is 7 / 10, and not the float next to it."""
-    fraction = Fraction(repr(float(value))).limit_denominator(10**6)
-    return fraction.numerator, fraction.denominator
 
 
 def accept_remask_dense(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from wino_kernels import _C
-from wino_kernels.cpu.accept_remask import exact_fraction
 from wino_kernels.cpu.addresses import DTYPES, address, per_row
+from wino_kernels.limits import exact_fraction
 
 
 def wino_step_(

@@ -26,6 +26,14 @@ WINO_HD uint32_t rank_key(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+constexpr uint32_t kNone = ~0u;  // no key is above this
+
+// The cut above which lie the keys of confidences above `threshold`, or below it with `flip` = ~0. Comparisons with NaN
+// are false: nothing is above or below it.
+WINO_HD uint32_t threshold_cut(float threshold, uint32_t flip) {
+  return threshold != threshold ? kNone : rank_key(threshold) ^ flip;
+}
+
 WINO_HD int64_t count_above(const uint32_t* keys, int64_t n, uint32_t cut) {
   uint32_t count = 0;
   for (int64_t i = 0; i < n; ++i) count += keys[i] > cut;
@@ -93,12 +101,10 @@ struct Selection {
   int64_t count;
 };
 
-constexpr uint32_t kNone = ~0u;  // no key is above this
-
 // R of step 5: those below the threshold, or the `last - 1` smallest when that would be `last` or more.
 WINO_HD Selection select_remask(uint32_t* keys, int64_t n, const Candidates& candidates, float threshold_back,
                                 int64_t last) {
-  const uint32_t cut = ~rank_key(threshold_back);
+  const uint32_t cut = threshold_cut(threshold_back, ~0u);
   const int64_t count = count_above(keys, n, cut);
   if (count < last) return {cut, count};
   if (last <= 1) return {kNone, 0};
@@ -150,7 +156,7 @@ WINO_HD StepResult accept_remask_block(const BlockState& s, const int64_t* token
   }
   if (masked.nan) return {0, 0, kNaN};
 
-  Selection accept{rank_key(threshold), 0};
+  Selection accept{threshold_cut(threshold, 0u), 0};
   accept.count = count_above(keys, K, accept.cut);
   const int64_t most = accept_limit(limit, masked.count);
   if (accept.count > most || accept.count == 0) {
@@ -183,7 +189,7 @@ WINO_HD StepResult accept_block(const BlockState& s, const int64_t* token_ids, c
 
   Selection accept{kNone, 0};
   if (threshold != nullptr) {
-    accept.cut = rank_key(*threshold) - 1;
+    accept.cut = threshold_cut(*threshold, 0u) - 1;  // no number's key is kNone, so NaN still has none above
     accept.count = count_above(keys, K, accept.cut);
     count = 1;
   }

@@ -88,7 +88,7 @@ Seed = Annotated[int | None, typer.Option(help="Seed of the random draws.", rich
 
 
 def main() -> None:
-    """Entry point of the ``wino`` script."""
+    """Run the command line."""
     app(prog_name="wino")
 
 
@@ -221,7 +221,8 @@ def eval_command(
     """Measure decoders on a task: accuracy, steps, speed.
 
     Without --decoder: LLaDA's decoder at 1, 2 and 4 tokens a step, confidence_threshold and wino with the model's
-    presets. With it: that one, with the settings given here over its preset.
+    presets; settings that every decoder has go to all of them. With it: that one, with the settings given here over
+    its preset.
     """
     from .evaluate import run_eval
     from .session import chosen_settings

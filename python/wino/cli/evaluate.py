@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,8 @@ from .report import legend, print_table, progress
 from .session import Presets, Session, check_writable, open_session, write_atomically
 
 _GENERATED = 200
+_SHARED = ("max_new_tokens", "block_length", "cfg_scale", "temperature", "seed")
+"""The settings that every decoder has."""
 
 
 def select_items(task: Task, data: Path | None, split: str, item_seed: int, n: int | None) -> list[Item]:
@@ -34,17 +37,29 @@ def select_items(task: Task, data: Path | None, split: str, item_seed: int, n: i
 
 
 def select_configs(task: Task, settings: dict[str, Any], presets: Presets) -> dict[str, GenerationConfig]:
-    """Label -> settings: every decoder of the comparison, or the one asked for with ``settings`` over its preset."""
+    """Label -> settings: every decoder of the comparison, or the one asked for; ``settings`` over their presets."""
     if "decoder" not in settings:
-        if settings:
-            name = next(iter(settings)).replace("_", "-")
-            raise BadInputError(f"--{name} belongs to one decoder: name it with --decoder")
-        return decoder_configs(task, presets)
+        for name in settings:
+            if name not in _SHARED:
+                raise BadInputError(f"--{name.replace('_', '-')} belongs to one decoder: name it with --decoder")
+        return {label: with_shared(config, settings) for label, config in decoder_configs(task, presets).items()}
     decoder = settings["decoder"]
     preset = {"max_new_tokens": task.max_new_tokens, **presets.get(task.name, {}).get(decoder, {})}
     if "max_new_tokens" in settings:
         preset = {name: value for name, value in preset.items() if name not in ("block_length", "steps")}
     return {decoder: GenerationConfig(**{**preset, **settings})}
+
+
+def with_shared(config: GenerationConfig, settings: dict[str, Any]) -> GenerationConfig:
+    """``config`` with ``settings``, at as many tokens a step as before where the decoder has a number of steps."""
+    merged = config.to_dict() | settings
+    if "max_new_tokens" in settings:
+        merged["block_length"] = settings.get("block_length")
+    if config.decoder == "low_confidence" and config.steps is not None:
+        tokens_a_step = config.max_new_tokens // config.steps
+        block = merged["block_length"] or merged["max_new_tokens"]
+        merged["steps"] = merged["max_new_tokens"] // block * math.ceil(block / tokens_a_step)
+    return GenerationConfig(**merged)
 
 
 def run_eval(

@@ -10,7 +10,8 @@ from itertools import groupby
 from typing import Any
 
 from ..config import GenerationConfig
-from ..generation import generate
+from ..generation import _check_inputs, generate
+from ..models.backbone import backbone_of
 from ..tasks import TASKS
 from ..tasks.evaluation import answer_lengths, encode_prompts
 from .errors import BadInputError
@@ -71,11 +72,14 @@ def run_generate(
         raise BadInputError("--stream needs a terminal; without it the finished text is printed")
     session = open_session(model, device)
     configs = [config_for(prompt, settings, session.presets) for prompt in prompts]
-    encode_prompts(session.tokenizer, prompts)  # the last line's fault is told before the first is decoded
+    batches = list(_batches(prompts, configs, batch_size))
+    backbone = backbone_of(session.model)
+    for batch, config in batches:  # the last prompt's fault is told before the first is decoded
+        _check_inputs(backbone, config, *encode_prompts(session.tokenizer, batch), None)
     if stream:
         _stream(session, prompts, configs)
         return
-    for batch, config in _batches(prompts, configs, batch_size):
+    for batch, config in batches:
         config.return_trace = trace
         answers = _decode(session, batch, config)
         lines = [json.dumps(answer, ensure_ascii=False) if json_lines else answer["text"] for answer in answers]

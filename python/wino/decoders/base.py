@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,5 +59,8 @@ class Decoder(ABC):
 
 
 def per_request(value: PerRequest, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """``value`` as a tensor (B,)."""
-    return torch.as_tensor(value, dtype=dtype).to(device).expand(batch).contiguous()
+    """``value`` as a tensor (B,); integers are taken modulo 2**64, as seeds are."""
+    values = list(value) if isinstance(value, Sequence) else [value]
+    if dtype == torch.int64:
+        values = [(int(v) + (1 << 63)) % (1 << 64) - (1 << 63) for v in values]
+    return torch.tensor(values, dtype=dtype).to(device).expand(batch).contiguous()

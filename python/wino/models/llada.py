@@ -33,7 +33,10 @@ _FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "alibi": (False,),
     "multi_query_attention": (None, False),
 }
-_DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
+_SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size", "max_sequence_length")
+
+#: Configuration fields that only matter for training.
+DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
 
 
 def check_architecture(config: Any) -> None:
@@ -47,13 +50,18 @@ def check_architecture(config: Any) -> None:
             raise ValueError(f"LLaDA configuration: {name}={value!r} is not supported, only {allowed[0]!r}")
     if getattr(config, "include_bias", False) and getattr(config, "bias_for_layer_norm", False) is None:
         raise ValueError("LLaDA configuration: bias_for_layer_norm=None is not supported with include_bias=True")
+    sizes = {name: getattr(config, name, None) for name in _SIZES}
+    sizes["embedding_size"] = getattr(config, "embedding_size", None) or None  # 0 stands for vocab_size, like None
+    for name, value in sizes.items():
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"LLaDA configuration: {name} must be a positive integer, got {value!r}")
     if config.d_model % config.n_heads or (config.d_model // config.n_heads) % 2:
         raise ValueError(
             "LLaDA configuration: d_model must be an even multiple of n_heads, "
             f"got {config.d_model} and {config.n_heads}"
         )
     n_kv_heads = config.n_heads if config.n_kv_heads is None else config.n_kv_heads
-    if n_kv_heads <= 0 or config.n_heads % n_kv_heads:
+    if config.n_heads % n_kv_heads:
         raise ValueError(f"LLaDA configuration: n_kv_heads must divide n_heads, got {n_kv_heads} and {config.n_heads}")
 
 
@@ -114,7 +122,7 @@ class LLaDAConfig(PretrainedConfig):
         # Written out because the authors' defaults differ: a checkpoint of ours must mean the same to their code.
         for name, allowed in _FIXED_FIELDS.items():
             setattr(self, name, kwargs.pop(name, allowed[0]))
-        for name in _DROPOUTS:
+        for name in DROPOUTS:
             setattr(self, name, kwargs.pop(name, 0.0))
         self.block_group_size = kwargs.pop("block_group_size", 1)
         check_architecture(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -70,16 +71,23 @@ def _read_config(folder: Path) -> LLaDAConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    fields = _read_json(path)
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type != LLaDAConfig.model_type:
         raise ValueError(f"{path}: expected model_type {LLaDAConfig.model_type!r}, got {model_type!r}")
-    config = LLaDAConfig.from_pretrained(folder)
+    try:
+        config = LLaDAConfig.from_pretrained(folder)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     config.name_or_path = str(folder)
     return config
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def _shard_files(folder: Path) -> list[Path]:
@@ -87,7 +95,11 @@ def _shard_files(folder: Path) -> list[Path]:
     if not index.is_file():
         names = [_WEIGHTS]
     else:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        content = _read_json(index)
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{index}: expected weight_map, an object from tensor names to file names")
+        names = sorted(set(weight_map.values()))
     for name in names:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}")

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from .llada import LLaDAModelLM, check_architecture, iter_blocks, language_model_forward
+from .llada import DROPOUTS, LLaDAModelLM, check_architecture, iter_blocks, language_model_forward
 
 _HANDLE = "_wino_patch"
 _BLOCK_PARTS = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
@@ -30,7 +30,6 @@ _CONFIG_FIELDS = (
     "mask_token_id",
     "eos_token_id",
 )
-_DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
 
 
 class PatchHandle:
@@ -138,7 +137,7 @@ def _patched_forward(
     return_dict: bool | None = None,
     **unsupported: Any,
 ) -> CausalLMOutput | tuple[Tensor]:
-    if model.training and any(getattr(model.config, name, 0.0) for name in _DROPOUTS):
+    if model.training and any(getattr(model.config, name, 0.0) for name in DROPOUTS):
         raise RuntimeError(
             "wino.patch: the patched forward has no dropout, but the configuration asks for it; call model.eval()"
         )

@@ -28,6 +28,13 @@ def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     tasks = presets.values() if isinstance(presets, dict) else (None,)
     if not all(isinstance(task, dict) and all(isinstance(s, dict) for s in task.values()) for task in tasks):
         raise ValueError(f"{path}: expected task -> decoder -> settings")
+    for task, decoders in presets.items():
+        for decoder, settings in decoders.items():
+            try:
+                # A block length divides the task's generation length, which is not known here.
+                GenerationConfig(**{"max_new_tokens": settings.get("block_length") or 1, **settings})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, {task}, {decoder}: {error}") from error
     return presets
 
 
