@@ -24,7 +24,7 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	rm -f build/bench.jsonl
-	$(BIN)/python -m pytest benchmarks --bars --rows build/bench.jsonl
+	$(BIN)/python -m pytest benchmarks --rows build/bench.jsonl
 	mv build/bench.jsonl docs/bench.jsonl
 	$(BIN)/python benchmarks/tables.py
 

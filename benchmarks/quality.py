@@ -4,8 +4,8 @@
     python benchmarks/quality.py report    measures held-out items: docs/quality.json, docs/quality.md, docs/quality.png
     python benchmarks/quality.py render    writes table and plot again from docs/quality.json
 
-An interrupted run resumes: finished measurements are kept in build/quality, apart by version of Torch and the package and
-by instruction set; `--fresh` measures again. Exits 1 when a bar is missed.
+An interrupted run resumes: finished measurements are kept in build/quality, apart by version of Torch and package
+and by instruction set; `--fresh` measures again. Exits 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -214,8 +214,9 @@ def plot(figures: dict[str, Any], path: Path) -> None:
             points = sorted((p for p in task["curve"] if p["decoder"] == label), key=lambda p: p["tokens_per_forward"])
             x = [p["tokens_per_forward"] for p in points]
             y = [100 * p["accuracy"] for p in points]
-            below = [100 * (p["accuracy"] - p["ci_low"]) for p in points]
-            above = [100 * (p["ci_high"] - p["accuracy"]) for p in points]
+            # At 100 % the interval's end may lie a rounding error below the point.
+            below = [max(0.0, 100 * (p["accuracy"] - p["ci_low"])) for p in points]
+            above = [max(0.0, 100 * (p["ci_high"] - p["accuracy"])) for p in points]
             axis.errorbar(x, y, yerr=[below, above], marker=marker, markersize=4, linewidth=1, capsize=2, label=label)
         axis.set(title=task["title"], xlabel="tokens per forward", ylabel="accuracy %")
         axis.grid(alpha=0.3)
