@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import wino
+import wino.config
+import wino.decoders
 import wino_kernels
 from wino.models import LLaDAConfig, LLaDAModelLM
 
@@ -286,6 +288,10 @@ def test_bad_inputs_are_named(model: LLaDAModelLM) -> None:
         wino.GenerationConfig(blok_length=8)
     with pytest.raises(TypeError, match="LLaDAModelLM"):
         wino.generate(torch.nn.Linear(2, 2), good, generation_config=config())
+
+
+def test_every_decoder_has_its_name_in_the_configuration() -> None:
+    assert tuple(wino.decoders.DECODERS) == wino.config.DECODER_NAMES == DECODERS
 
 
 def test_config_is_a_transformers_config(tmp_path: object) -> None:

@@ -12,6 +12,9 @@ import transformers
 PerRequest = float | Sequence[float]
 """One value for every sequence of the batch, or one value each."""
 
+DECODER_NAMES = ("wino", "low_confidence", "confidence_threshold")
+"""The keys of :data:`wino.decoders.DECODERS`."""
+
 _DEFAULTS: dict[str, Any] = {
     "decoder": "wino",
     "max_new_tokens": 256,
@@ -87,9 +90,7 @@ class GenerationConfig(transformers.GenerationConfig):
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Check our own fields; the autoregressive rules of transformers do not apply to this loop."""
-        from .decoders import DECODERS
-
-        _check_choice("decoder", self.decoder, tuple(DECODERS))
+        _check_choice("decoder", self.decoder, DECODER_NAMES)
         _check_choice("remasking", self.remasking, ("low_confidence", "random"))
         _check_integer("max_new_tokens", self.max_new_tokens, 1)
         _check_integer("min_accept", self.min_accept, 1)
