@@ -250,7 +250,7 @@ def main() -> None:
         "--task", choices=tuple(TASKS), help="only this family; a report of one is measured and kept, not written"
     )
     parser.add_argument("--items", type=int, help="items per family (tune: 1000, report: 2000)")
-    parser.add_argument("--curve-items", type=int, default=500, help="items per family for each point of the curve")
+    parser.add_argument("--curve-items", type=int, default=300, help="items per family for each point of the curve")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs measured")
     arguments = parser.parse_args()
     if arguments.fresh:
