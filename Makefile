@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -qq
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: demo test test-transformers4 lint bench quality tiny build clean
@@ -39,26 +40,29 @@ tiny: $(VENV)/installed-dev
 build: $(VENV)/installed-dev
 	rm -rf dist build/wheel-check
 	$(BIN)/python -m build --outdir dist
-	$(BIN)/pip install --quiet --no-deps --target build/wheel-check dist/*.whl
+	$(PIP) --no-deps --target build/wheel-check dist/*.whl
 	cd build && PYTHONPATH=wheel-check ../$(BIN)/python -m wino_kernels.env_report
 
 clean:
 	rm -rf build dist $(VENV)
 
 build/transformers4/installed: | $(VENV)/torch
-	$(BIN)/pip install --quiet --target build/transformers4 'transformers==4.46.3'
+	$(PIP) --target build/transformers4 'transformers==4.46.3'
 	touch $@
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet '$(TORCH)'
+	@echo "Installing $(TORCH) into $(VENV) ..."
+	@$(PIP) --upgrade pip
+	@$(PIP) '$(TORCH)'
 	touch $@
 
 $(VENV)/installed-decode: $(VENV)/torch $(SOURCES)
-	$(BIN)/pip install --quiet --editable '.[decode]'
+	@echo "Building the kernels and installing what the demo needs; about a minute ..."
+	@$(PIP) --editable '.[decode]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
-	$(BIN)/pip install --quiet --editable '.[decode,test,lint,bench]'
+	@echo "Building the kernels and installing what the tests need; about a minute ..."
+	@$(PIP) --editable '.[decode,test,lint,bench]'
 	touch $@ $(VENV)/installed-decode

@@ -56,7 +56,6 @@ struct Vec {
   using W = __m256i;
   WINO_MEMBER static W splat_w(uint32_t x) { return _mm256_set1_epi64x(x); }
   WINO_MEMBER static W load_w(const uint64_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  WINO_MEMBER static W add_w(W a, W b) { return _mm256_add_epi64(a, b); }
   WINO_MEMBER static W mul_w(W a, W b) { return _mm256_mul_epu32(a, b); }
   WINO_MEMBER static W high_w(W a) { return _mm256_srli_epi64(a, 32); }
   WINO_MEMBER static W xor3(W a, W b, W c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }

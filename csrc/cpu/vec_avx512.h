@@ -53,7 +53,6 @@ struct Vec {
   using W = __m512i;
   WINO_MEMBER static W splat_w(uint32_t x) { return _mm512_set1_epi64(x); }
   WINO_MEMBER static W load_w(const uint64_t* p) { return _mm512_loadu_si512(p); }
-  WINO_MEMBER static W add_w(W a, W b) { return _mm512_add_epi64(a, b); }
   WINO_MEMBER static W mul_w(W a, W b) { return _mm512_mul_epu32(a, b); }
   WINO_MEMBER static W high_w(W a) { return _mm512_srli_epi64(a, 32); }
   WINO_MEMBER static W xor3(W a, W b, W c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }

@@ -54,7 +54,6 @@ struct Vec {
   using W = uint64x2_t;
   WINO_MEMBER static W splat_w(uint32_t x) { return vdupq_n_u64(x); }
   WINO_MEMBER static W load_w(const uint64_t* p) { return vld1q_u64(p); }
-  WINO_MEMBER static W add_w(W a, W b) { return vaddq_u64(a, b); }
   WINO_MEMBER static W mul_w(W a, W b) { return vmull_u32(vmovn_u64(a), vmovn_u64(b)); }
   WINO_MEMBER static W high_w(W a) { return vshrq_n_u64(a, 32); }
   WINO_MEMBER static W xor3(W a, W b, W c) { return veorq_u64(veorq_u64(a, b), c); }

@@ -64,7 +64,6 @@ struct Vec {
   typedef uint64_t W __attribute__((vector_size(16)));
   WINO_MEMBER static W splat_w(uint32_t x) { return W{x, x}; }
   WINO_MEMBER static W load_w(const uint64_t* p) { return W{p[0], p[1]}; }
-  WINO_MEMBER static W add_w(W a, W b) { return a + b; }
   WINO_MEMBER static W mul_w(W a, W b) { return (a & 0xFFFFFFFFull) * (b & 0xFFFFFFFFull); }
   WINO_MEMBER static W high_w(W a) { return a >> 32; }
   WINO_MEMBER static W xor3(W a, W b, W c) { return a ^ b ^ c; }

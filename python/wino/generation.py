@@ -310,9 +310,10 @@ class _Run:
     def _note(self, masked_before: Tensor, tokens_before: Tensor, confidence: Tensor) -> None:
         """Keep ``accepted_at``, and the records where somebody asked for them."""
         state, region = self.state, self.block_positions - self.prompt_length
-        accepted, remasked = masked_before & ~state.masked, state.masked & ~masked_before
+        accepted = masked_before & ~state.masked
+        # A re-masked position is accepted again before its block ends, which overwrites its entry.
         at = torch.where(accepted, self.steps[:, None], self.accepted_at.gather(1, region))
-        self.accepted_at.scatter_(1, region, at.masked_fill(remasked, -1))
+        self.accepted_at.scatter_(1, region, at)
         wants_records = hasattr(self.streamer, "put_step")
         if self.config.return_trace or wants_records:
             records = [
