@@ -4,23 +4,35 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-transformers4 lint bench quality tiny build clean
+.PHONY: demo test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality tiny build clean
 
 demo: $(VENV)/installed-decode
 	$(BIN)/wino demo
 
-test: $(VENV)/installed-dev test-transformers4
-	$(BIN)/python -m pytest --cov=wino_kernels --cov=wino --cov-report=term:skip-covered
+test: $(VENV)/installed-dev test-transformers4 test-triton-oldest
+	$(PYTEST) --durations=15
+
+# Apart from the tests: tracing doubles the time of interpreted kernels.
+coverage: $(VENV)/installed-dev
+	$(PYTEST) --cov=wino_kernels --cov=wino --cov-report=term:skip-covered
 
 test-transformers4: $(VENV)/installed-dev build/transformers4/installed
-	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest -q tests/models tests/test_generation.py
+	PYTHONPATH=build/transformers4 $(PYTEST) tests/models tests/test_generation.py
+
+test-triton-oldest: $(VENV)/installed-dev build/triton-oldest/installed
+	PYTHONPATH=build/triton-oldest $(PYTEST) tests/kernels -k triton
+
+# Checks every kernel on the GPU at hand and times it; without a GPU only the dry checks.
+gpu-suite: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/gpu_suite.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
@@ -48,6 +60,10 @@ clean:
 
 build/transformers4/installed: | $(VENV)/torch
 	$(PIP) --target build/transformers4 'transformers==4.46.3'
+	touch $@
+
+build/triton-oldest/installed: | $(VENV)/torch
+	$(PIP) --target build/triton-oldest 'triton==3.4.0' 'numpy<2.4' setuptools
 	touch $@
 
 $(VENV)/torch:

@@ -1,4 +1,4 @@
-"""Builds the native module with CMake; everything else is declared in pyproject.toml."""
+"""Builds the native modules with CMake; everything else is declared in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds CMakeLists.txt, and puts ``_C`` where setuptools expects the extension."""
+    """Configures and builds CMakeLists.txt, and puts the modules where setuptools expects the extensions."""
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.optional:  # built with the first, or not at all; one that is left from before would be out of date
+            return
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        for other in self.extensions:
+            if other.optional:
+                Path(self.get_ext_fullpath(other.name)).unlink(missing_ok=True)
+                if self.editable_mode:
+                    (ROOT / self.get_ext_filename(other.name)).unlink(missing_ok=True)
         build = Path(self.build_temp).resolve() / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         # A build folder configured inside an isolated environment points at tools that are gone.
@@ -45,4 +52,10 @@ class CMakeBuild(build_ext):
             raise FileNotFoundError(f"the CMake build did not leave {target}")
 
 
-setup(ext_modules=[Extension("wino_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[
+        Extension("wino_kernels._C", sources=[]),
+        Extension("wino_kernels._C_cuda", sources=[], optional=True),
+    ],
+    cmdclass={"build_ext": CMakeBuild},
+)

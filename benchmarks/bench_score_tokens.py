@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import Table, interleaved
+from published import COMPILED, published
 from torch import Tensor
 
 import wino_kernels
@@ -18,33 +18,6 @@ from wino_kernels import _C
 
 ROWS, VOCABULARY = 320, 126464
 ROUNDS = 31
-
-
-def published(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """As the authors' decoding loop scores a draft: argmax, float64 softmax, gather."""
-    token_ids = torch.argmax(logits, dim=-1)
-    probabilities = F.softmax(logits.to(torch.float64), dim=-1)
-    return token_ids, torch.gather(probabilities, -1, token_ids[:, None])[:, 0]
-
-
-def max_and_exp_sum(logits: Tensor) -> Tensor:
-    """The confidence alone, the least a compiled formulation has to do: no token id."""
-    values = logits.float()
-    return 1 / (values - values.amax(-1, keepdim=True)).exp().sum(-1)
-
-
-def max_index_and_exp_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
-    values = logits.float()
-    best, token_ids = values.max(-1, keepdim=True)
-    return token_ids[:, 0], 1 / (values - best).exp().sum(-1)
-
-
-def argmax_and_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    values = logits.float()
-    return values.argmax(-1), values.softmax(-1).amax(-1)
-
-
-COMPILED = (max_and_exp_sum, max_index_and_exp_sum, argmax_and_softmax)
 
 
 def _logits(dtype: torch.dtype) -> Tensor:

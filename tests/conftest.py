@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+import cuda_emulation
 import hypothesis
 import pytest
 import torch
+
+# Read when Triton is imported: its kernels then run on the CPU.
+os.environ["TRITON_INTERPRET"] = "1"
+# The CUDA kernels are compiled for the CPU, as the module that the backend loads.
+cuda_emulation.install()
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")

@@ -1,9 +1,11 @@
 """Which backends exist on this machine, why the others do not, and which one serves an operator.
 
-A backend is a package ``wino_kernels/<name>/`` whose ``__init__`` exports ``KERNELS``: operator name to function.
+A backend is a package ``wino_kernels/<name>/`` whose ``__init__`` exports ``KERNELS``: operator name to function, and
+``DEVICES``: the types of device whose tensors it accepts here (None: all of Torch's).
 Selection, innermost first: ``with use_backend(name)``, the environment variable ``WINO_BACKEND``, ``"auto"``.
-``auto`` takes the first backend of ``BACKENDS`` that serves the operator on the device, and warns once when a backend
-that was meant to serve it could not be loaded. An explicit backend that cannot serve a call raises.
+``auto`` takes the backend that was measured as the fastest (``tuned``), else the first of ``BACKENDS`` that is meant
+for the device and has the operator, and warns once when one that was meant to serve it could not be loaded. An explicit
+backend that cannot serve a call raises.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+from wino_kernels import tuned
 
 __all__ = [
     "BACKENDS",
@@ -33,13 +37,13 @@ __all__ = [
 ]
 
 #: Every backend, in the order in which ``auto`` tries them.
-BACKENDS: tuple[str, ...] = ("cpu", "eager")
+BACKENDS: tuple[str, ...] = ("cpu", "triton", "cuda", "eager")
 
 #: Instruction sets of the cpu backend, widest first.
 CPU_ISAS: tuple[str, ...] = ("avx512", "avx2", "neon", "portable")
 
-# Device types a backend runs on; None: all of Torch's.
-_DEVICES: dict[str, tuple[str, ...] | None] = {"cpu": ("cpu",), "eager": None}
+# Device types for which ``auto`` considers a backend; None: all. An interpreted backend accepts more on request.
+_MEANT_FOR: dict[str, tuple[str, ...] | None] = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",), "eager": None}
 
 Kernel = Callable[..., Any]
 
@@ -50,6 +54,7 @@ class BackendUnavailableError(RuntimeError):
 
 class _Loaded(NamedTuple):
     kernels: dict[str, Kernel]
+    devices: tuple[str, ...] | None
     reason: str | None
     refused: bool  # the reason is a request (an environment variable) that cannot be met
 
@@ -63,11 +68,11 @@ _resolved: dict[tuple[str, str, str], Kernel] = {}
 def _load(backend: str) -> _Loaded:
     try:
         module = importlib.import_module(f"wino_kernels.{backend}")
-        return _Loaded(module.KERNELS, None, False)
+        return _Loaded(module.KERNELS, module.DEVICES, None, False)
     except BackendUnavailableError as error:
-        return _Loaded({}, str(error), True)
+        return _Loaded({}, (), str(error), True)
     except Exception as error:  # a broken shared object may raise anything; the reason is reported, never swallowed
-        return _Loaded({}, f"{type(error).__name__}: {error}", False)
+        return _Loaded({}, (), f"{type(error).__name__}: {error}", False)
 
 
 def _known(name: str, source: str) -> None:
@@ -130,7 +135,7 @@ def _resolve(backend: str, op: str, device_type: str) -> Kernel:
     name = serving(backend, op, device_type)
     if backend == "auto":
         for skipped in BACKENDS[: BACKENDS.index(name)]:
-            if _serves(skipped, device_type) and why_not(skipped) is not None:
+            if _meant_for(skipped, device_type) and why_not(skipped) is not None:
                 _warn_unloadable(skipped)
     return _load(name).kernels[op]
 
@@ -143,11 +148,11 @@ def serving(backend: str, op: str, device_type: str) -> str:
     """
     _known(backend, "WINO_BACKEND")
     refusals = []
-    for name in BACKENDS if backend == "auto" else (backend,):
+    for name in _in_order(op, device_type) if backend == "auto" else [backend]:
         reason = _refusal(name, op, device_type)
         if reason is None:
             return name
-        if backend == "auto" and _serves(name, device_type) and _load(name).refused:
+        if backend == "auto" and _load(name).refused:
             raise BackendUnavailableError(reason)
         refusals.append(f"{name}: {reason}")
     raise BackendUnavailableError(
@@ -155,24 +160,36 @@ def serving(backend: str, op: str, device_type: str) -> str:
     )
 
 
-def _serves(backend: str, device_type: str) -> bool:
-    devices = _DEVICES[backend]
+def _in_order(op: str, device_type: str) -> list[str]:
+    """The backends meant for the device; the one that was measured as the fastest on it comes first."""
+    names = [name for name in BACKENDS if _meant_for(name, device_type)]
+    measured = tuned.fastest_backend(op) if device_type == "cuda" else None
+    return sorted(names, key=lambda name: name != measured)
+
+
+def _meant_for(backend: str, device_type: str) -> bool:
+    devices = _MEANT_FOR[backend]
     return devices is None or device_type in devices
 
 
 def _refusal(backend: str, op: str, device_type: str) -> str | None:
-    if not _serves(backend, device_type):
-        return f"does not run on {device_type} tensors"
     loaded = _load(backend)
     if loaded.reason is not None:
-        return loaded.reason
+        return loaded.reason if _meant_for(backend, device_type) else _runs_elsewhere(backend, device_type)
+    if loaded.devices is not None and device_type not in loaded.devices:
+        return _runs_elsewhere(backend, device_type)
     return None if op in loaded.kernels else "has no kernel for this operator"
+
+
+def _runs_elsewhere(backend: str, device_type: str) -> str:
+    hint = " unless TRITON_INTERPRET=1 was set before Triton was imported" if backend == "triton" else ""
+    return f"does not run on {device_type} tensors{hint}"
 
 
 @functools.cache
 def _warn_unloadable(backend: str) -> None:
     warnings.warn(
-        f"wino_kernels: backend {backend!r} is unavailable ({why_not(backend)}); slower ones are used instead. "
+        f"wino_kernels: backend {backend!r} is unavailable ({why_not(backend)}); others are used instead. "
         "`python -m wino_kernels.env_report` says what to do.",
         RuntimeWarning,
         stacklevel=5,

@@ -5,6 +5,8 @@ Works, and says what is wrong, when the native module cannot be loaded.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from wino_kernels import backends
+from wino_kernels import backends, tuned
 from wino_kernels._version import __version__
 
 OPERATORS = (
@@ -47,7 +49,7 @@ def report() -> dict[str, Any]:
         "backends": {name: backends.why_not(name) for name in backends.BACKENDS},
         "selected_backend": backends.current_backend(),
         "operators": {op: {device: _server(op, device) for device in ("cpu", "cuda")} for op in OPERATORS},
-        "tools": {"nvcc": _nvcc(), "triton": _module_version("triton")},
+        "gpu": _gpu(),
     }
     found["remedies"] = _remedies(found)
     return found
@@ -95,7 +97,7 @@ def _server(op: str, device: str) -> str:
     """The backend that serves ``op`` on ``device`` now, or why none does."""
     try:
         return backends.serving(backends.current_backend(), op, device)
-    except backends.BackendUnavailableError as error:
+    except (backends.BackendUnavailableError, ValueError) as error:  # ValueError: a broken table of measurements
         return f"none: {error}"
 
 
@@ -121,6 +123,40 @@ def _module_version(name: str) -> str | None:
         return "installed"
 
 
+def _gpu() -> dict[str, dict[str, Any]]:
+    """What the GPU backends need: what was found, or None, and what to do where it is missing."""
+    built_for = torch.version.cuda or torch.version.hip
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return {
+        "driver": {"found": _driver(), "remedy": "install the GPU's driver (without a GPU there is nothing to do)"},
+        "torch": {
+            "found": f"built for {built_for}" if built_for else None,
+            "remedy": "install a Torch built for CUDA: https://pytorch.org/get-started/locally",
+        },
+        "triton": {
+            "found": _module_version("triton"),
+            "remedy": "`pip install 'triton>=3.4'` (Linux): without it eager code serves most operators",
+        },
+        "C compiler": {
+            "found": compiler,
+            "remedy": "install gcc or clang: Triton builds each kernel's launcher with it at run time",
+        },
+        "nvcc": {
+            "found": _nvcc(),
+            "remedy": "for the CUDA C++ kernels alone: install the CUDA toolkit, then this package again, from source",
+        },
+    }
+
+
+def _driver() -> str | None:
+    for name, libraries in {"CUDA": ("libcuda.so.1", "nvcuda.dll"), "HIP": ("libamdhip64.so",)}.items():
+        for library in libraries:
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(library)
+                return f"{name} ({library})"
+    return None
+
+
 def _remedies(found: dict[str, Any]) -> list[str]:
     remedies = []
     if found["native"]["error"]:
@@ -135,6 +171,15 @@ def _remedies(found: dict[str, Any]) -> list[str]:
             "Torch's OpenMP runtime was not found, the kernels use threads of their own: set OMP_NUM_THREADS lower "
             "if other work shares the cores."
         )
+    # A machine without a driver is not missing anything.
+    if found["gpu"]["driver"]["found"]:
+        needed = ("torch", "triton", "C compiler")
+        missing = {name: found["gpu"][name]["remedy"] for name in needed if not found["gpu"][name]["found"]}
+        remedies += [f"GPU: {name} not found: {remedy}." for name, remedy in missing.items()]
+    try:
+        tuned.rows()
+    except ValueError as error:
+        remedies.append(f"Remove {tuned.path()} or tune again: {error}.")
     chosen = found["selected_backend"]
     if chosen not in ("auto", *backends.BACKENDS):
         remedies.append(f"Unset WINO_BACKEND, or set it to one of: auto, {', '.join(backends.BACKENDS)}.")
@@ -147,7 +192,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"wino-kernels {found['package']['version']}  {found['package']['path']}",
         f"Python       {found['python']['version']}  {found['python']['executable']}",
         f"machine      {machine['system']} {machine['architecture']}, {machine['cpus']} CPUs",
-        f"torch        {torch_['version']}, CUDA {torch_['cuda'] or 'not built in'}, GPU {torch_['gpu'] or 'none'}",
+        f"torch        {torch_['version']}, CUDA {torch_['cuda'] or 'not built in'}",
         f"native       {found['native']['path'] or found['native']['error']}",
         f"CPU ISA      {isa['used'] or 'none'} (WINO_CPU_ISA: {isa['requested'] or 'not set'})",
     ]
@@ -160,7 +205,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines += [f"  {name:<11}{reason or 'available'}" for name, reason in found["backends"].items()]
     lines.append("operators    backend on cpu / cuda")
     lines += [f"  {op:<21}{served['cpu']} / {served['cuda']}" for op, served in found["operators"].items()]
-    lines += [f"{tool:<13}{version or 'not found'}" for tool, version in found["tools"].items()]
+    lines.append(f"GPU          {torch_['gpu'] or 'none that Torch can use'}")
+    lines += [f"  {name:<11}{part['found'] or 'not found: ' + part['remedy']}" for name, part in found["gpu"].items()]
     return lines + [f"remedy       {line}" for line in found["remedies"]]
 
 

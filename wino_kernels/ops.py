@@ -23,6 +23,7 @@ _BOOL = (torch.bool,)
 _FLOAT32 = (torch.float32,)
 _COUNT_DTYPES = (torch.int32, torch.int64)
 _CPU = torch.device("cpu")
+_LARGEST_VOCABULARY = 2**31 - 1
 
 
 def _expect(op: str, name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: Any, device: Any) -> None:
@@ -73,10 +74,16 @@ def _expect_noise(
         _expect(op, "seed", seed, _INT64, shape, device)
 
 
+def _expect_vocabulary(op: str, name: str, size: int, described: str) -> None:
+    if not 1 <= size <= _LARGEST_VOCABULARY:
+        raise ValueError(f"{op}: {name} must have shape {described} with 1 <= V <= 2**31 - 1, got V = {size}")
+
+
 def _check_logits(op: str, logits: Tensor) -> None:
     _expect(op, "logits", logits, LOGITS_DTYPES, logits.shape, logits.device)
-    if logits.dim() < 1 or logits.shape[-1] < 1:
-        raise ValueError(f"{op}: logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+    if logits.dim() < 1:
+        raise ValueError(f"{op}: logits must have shape (..., V), got {tuple(logits.shape)}")
+    _expect_vocabulary(op, "logits", logits.shape[-1], "(..., V)")
     _expect_unit_stride(op, "logits", logits)
 
 
@@ -94,8 +101,7 @@ def _check_head(op: str, hidden: Tensor, weight: Tensor, dtypes: Sequence[torch.
         raise ValueError(f"{op}: hidden must have shape (..., H) with H >= 1, got {tuple(hidden.shape)}")
     _expect(op, "hidden", hidden, dtypes, hidden.shape, hidden.device)
     _expect_dims(op, "weight", weight, 2, f"(V, {hidden.shape[-1]})")
-    if weight.shape[0] < 1:
-        raise ValueError(f"{op}: weight must have shape (V, H) with V >= 1, got {tuple(weight.shape)}")
+    _expect_vocabulary(op, "weight", weight.shape[0], "(V, H)")
     _expect(op, "weight", weight, (hidden.dtype,), (weight.shape[0], hidden.shape[-1]), hidden.device)
     _expect_unit_stride(op, "hidden", hidden)
     _expect_unit_stride(op, "weight", weight)

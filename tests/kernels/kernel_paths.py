@@ -9,14 +9,31 @@ import pytest
 
 from wino_kernels import backends
 
+#: An interpreted kernel takes milliseconds per row or sequence where the others take microseconds. On such a path a
+#: test of thousands goes through every 29th: 29 divides no length that an enumeration is made of.
+INTERPRETED_SHARE = 29
+
+
+def share(path: str) -> int:
+    """The step at which a test on ``path`` goes through thousands of cases; 1 where kernels are compiled."""
+    return INTERPRETED_SHARE if path == "triton" else 1
+
 
 def paths(operator: str) -> list[str]:
-    """Names such as ``eager``, ``cpu-avx2``. An unavailable cpu backend stays in the list: its tests then fail."""
-    if backends.why_not("cpu") is not None:
-        return ["cpu", "eager"]
-    native = [f"cpu-{isa}" for isa in backends.CPU_ISAS if backends.why_not_cpu_isa(isa) is None]
-    assert native, "the cpu backend runs on no instruction set"
-    return [*(native if operator in backends._load("cpu").kernels else []), "eager"]
+    """Names such as ``eager``, ``cpu-avx2``. An unavailable backend stays in the list: its tests then fail."""
+    found = []
+    for backend in backends.BACKENDS:
+        if backends.why_not(backend) is not None:
+            found.append(backend)
+        elif operator in backends._load(backend).kernels:
+            found += _instruction_sets() if backend == "cpu" else [backend]
+    return found
+
+
+def _instruction_sets() -> list[str]:
+    found = [f"cpu-{isa}" for isa in backends.CPU_ISAS if backends.why_not_cpu_isa(isa) is None]
+    assert found, "the cpu backend runs on no instruction set"
+    return found
 
 
 def over_paths(operator: str) -> pytest.MarkDecorator:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_paths import on_path, over_paths, paths
+from kernel_paths import on_path, over_paths, paths, share
 from torch import Tensor
 
 import wino_kernels
@@ -39,7 +39,7 @@ def check(masked: Tensor, confidence: Tensor, threshold: object = None, count: o
 @over_paths("accept_")
 @pytest.mark.parametrize("width", [1, 2, 31, 64, 128, 200])
 def test_random_blocks(path: str, width: int) -> None:
-    rows = 24
+    rows = 24 if share(path) == 1 else 3
     for ties in (1 << 20, 8):
         masked = torch.rand(rows, width) < torch.rand(rows, 1)
         confidence = (torch.rand(rows, width) * ties).round() / ties
@@ -49,6 +49,16 @@ def test_random_blocks(path: str, width: int) -> None:
         counts = torch.randint(-1, width + 2, (rows,))
         for count in (0, 1, width // 2, width, width + 9, 10**12, torch.tensor(2), counts, counts.int()):
             check(masked, confidence, count=count)
+
+
+@over_paths("accept_")
+@pytest.mark.parametrize("width", [3, 100, 1000, 1024])
+def test_lengths_of_blocks(path: str, width: int) -> None:
+    masked, confidence = torch.rand(3, width) < 0.7, torch.rand(3, width)
+    confidence[1] = 0.5
+    check(masked, confidence, threshold=0.9)
+    check(masked, confidence, count=width // 3)
+    check(masked, confidence, count=torch.tensor([0, width // 2, width]))
 
 
 @over_paths("accept_")

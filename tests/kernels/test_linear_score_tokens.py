@@ -170,6 +170,59 @@ def test_ambient_autocast_changes_nothing(path: str) -> None:
 
 
 @over_paths("linear_score_tokens")
+@pytest.mark.parametrize("rows", [1, 17, 33, 65, 130])
+def test_ties_and_candidates_at_tile_boundaries(path: str, rows: int) -> None:
+    """Equal logits on both sides of a kernel's boundary, given tokens beside it, any number of rows."""
+    edges = torch.tensor([299, 256, 255, 128, 127, 64, 63])
+    columns = torch.arange(rows) % len(edges)
+    hidden = F.one_hot(
+        columns, len(edges)
+    ).bfloat16()  # row r reads column r % 7, whose largest are edges[: column + 1]
+    weight = torch.full((300, len(edges)), -1.0).bfloat16()
+    for column in range(len(edges)):
+        weight[edges[: column + 1], column] = 3.0
+    logits = F.linear(hidden, weight)
+    drafts, confidence = wino_kernels.linear_score_tokens(hidden, weight, torch.full((rows,), -1))
+    assert torch.equal(drafts, edges[columns])
+    assert (confidence - probability(logits, drafts)).abs().max() <= 2e-6
+    given = edges.flip(0)[columns]
+    returned, confidence = wino_kernels.linear_score_tokens(hidden, weight, given)
+    assert torch.equal(returned, given)
+    assert (confidence - probability(logits, given)).abs().max() <= 2e-6
+
+
+@over_paths("linear_score_tokens")
+def test_many_rows(path: str) -> None:
+    """More rows than a tile holds, not a multiple of it, with noise and temperatures per row: those of score_tokens."""
+    hidden, weight = torch.randint(-3, 4, (131, 7)).half(), torch.randint(-2, 3, (517, 7)).half()
+    ids = torch.randint(-2, 518, (131,))
+    ids[::3] = -1
+    noise = {"temperature": torch.rand(131), "seed": torch.randint(-(2**63), 2**63 - 1, (131,))}
+    noise["temperature"][::6] = 0.0
+    noise["temperature"][[9, 15, 21]] = torch.tensor([math.nan, math.inf, -1.0])
+    fused = wino_kernels.linear_score_tokens(hidden, weight, ids, **noise)
+    unfused = wino_kernels.score_tokens(F.linear(hidden, weight), ids, **noise)
+    assert torch.equal(fused[0], unfused[0]) and fused[1][[9, 15, 21]].isnan().all()
+    assert torch.allclose(fused[1], unfused[1], rtol=4e-6, atol=1e-12, equal_nan=True)
+
+
+@over_paths("linear_score_tokens")
+def test_skipped_rows_change_nothing(path: str) -> None:
+    """Whole tiles of skipped rows, and single ones: whatever they hold, the others are what they are alone."""
+    hidden, weight, _ = head(260, 12, 400, torch.float32)
+    ids = torch.full((260,), -2)
+    tokens, confidence = wino_kernels.linear_score_tokens(hidden, weight, ids)
+    assert (tokens == -2).all() and (confidence == 0.0).all()
+    wanted = torch.tensor([128, 131, 255])
+    hidden[torch.ones(260, dtype=torch.bool).index_fill(0, wanted, False)] = math.nan
+    ids[wanted] = torch.tensor([-1, 399, -1])
+    tokens, confidence = wino_kernels.linear_score_tokens(hidden, weight, ids)
+    alone = wino_kernels.linear_score_tokens(hidden[wanted], weight, ids[wanted])
+    assert torch.equal(tokens[wanted], alone[0]) and (confidence[wanted] - alone[1]).abs().max() <= 2e-6
+    assert (tokens == -2).sum() == 257 and confidence.count_nonzero() == 3
+
+
+@over_paths("linear_score_tokens")
 def test_full_vocabulary(path: str) -> None:
     hidden, weight, _ = head(3, 16, 126464, torch.bfloat16)
     ids = torch.tensor([-1, 126463, 0])

@@ -116,6 +116,49 @@ def test_a_query_that_sees_nothing_is_zero(path: str) -> None:
 
 
 @over_paths("shadow_attention")
+@pytest.mark.parametrize(("dtype", "edge"), [(torch.float32, 32), (torch.bfloat16, 64)])
+def test_tile_boundaries(path: str, dtype: torch.dtype, edge: int) -> None:
+    """Lengths and hidden tokens on both sides of a multiple of a tile, and tokens that are not among the real keys."""
+    for real, shadow in ((edge - 1, edge // 2), (edge + 1, edge // 2 - 1), (edge, edge)):
+        inside = [0, edge // 2 - 1, edge // 2, real - shadow, real - 1]
+        outside = [-1, real, 2**63 - 1, -(2**63)]
+        starts = torch.tensor(inside + outside)
+        tensors = inputs(len(starts), 1, 1, real + shadow, real + shadow, 8, dtype)
+        check(tensors, num_shadow=shadow, block_start=starts)
+
+
+@over_paths("shadow_attention")
+@pytest.mark.parametrize(("queries", "shadow"), [(65, 0), (63, 63), (64, 64), (70, 69), (70, 3)])
+def test_mostly_one_kind_of_query(path: str, queries: int, shadow: int) -> None:
+    check(inputs(1, 2, 1, queries, 100, 4), num_shadow=shadow, block_start=torch.tensor([20]))
+
+
+@over_paths("shadow_attention")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [64, 96, 128])
+def test_widths_of_models(path: str, dtype: torch.dtype, width: int) -> None:
+    check(inputs(1, 3, 1, 20, 41, width, dtype), num_shadow=9, block_start=torch.tensor([17]))
+
+
+@over_paths("shadow_attention")
+def test_ragged_batch(path: str) -> None:
+    """Padding before, behind, between and everywhere, over several tiles; what stands there is never read."""
+    keys, shadow = 75, 20
+    padding = torch.ones(6, keys, dtype=torch.bool)
+    padding[1, :37] = False
+    padding[2, 40:55] = False  # the end of the real keys
+    padding[3, 20:36] = padding[3, ::7] = False
+    padding[4] = False
+    padding[5, :55] = False  # every real key
+    tensors = inputs(6, 2, 1, 60, keys, 8)
+    for tensor in tensors[1:]:
+        tensor.masked_fill_(~padding[:, None, :, None], math.nan)
+    starts = torch.tensor([35, 36, 30, 16, 5, 35])
+    output = check(tensors, num_shadow=shadow, block_start=starts, key_padding_mask=padding)
+    assert (output[4] == 0).all() and (output[5, :, :40] == 0).all()
+
+
+@over_paths("shadow_attention")
 def test_scale(path: str) -> None:
     tensors = inputs(1, 2, 1, 7, 7, 4)
     for scale in (0.0, 1.0, 0.3):

@@ -59,7 +59,9 @@ def parts(batch: Batch, threshold: float, threshold_back: float) -> tuple[list[T
 
 
 @over_paths("trajectory_loss")
-@pytest.mark.parametrize("shape", [(1, 1, 1), (40, 5, 7), (31, 12, 123), (90, 8, 1000)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (12, 3, 1), (40, 5, 7), (20, 33, 31), (31, 12, 123), (9, 131, 65), (90, 8, 1000)]
+)
 def test_sums_counts_and_gradients(path: str, shape: tuple[int, int, int]) -> None:
     batch = batch_of(*shape, leading=2)
     batch.hidden.requires_grad_()
@@ -198,3 +200,108 @@ def test_thresholds_as_tensors(path: str) -> None:
     tensors = {name: torch.tensor(value) for name, value in THRESHOLDS.items()}
     assert torch.equal(wino_kernels.trajectory_loss(*batch, **tensors).sums, by_number.sums)
     assert wino_kernels.trajectory_loss(*batch, threshold=1.0, threshold_back=0.0).counts[1:].tolist() == [0, 0]
+
+
+@over_paths("trajectory_loss")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_labels_at_the_edges_of_tiles(path: str, dtype: torch.dtype) -> None:
+    edges = torch.tensor([0, 1, 31, 32, 63, 64, 127, 128, 255, 256, 298, 299])
+    batch = batch_of(len(edges), 16, 300, dtype)
+    batch = batch._replace(labels=edges[None], target_mask=torch.ones_like(batch.target_mask))
+    batch.hidden.requires_grad_()
+    result = wino_kernels.trajectory_loss(*batch, **THRESHOLDS)
+    sums, _ = parts(batch, **THRESHOLDS)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    assert torch.allclose(result.sums[0].double(), sums[0], rtol=tolerance)
+    (gradient,) = torch.autograd.grad(result.sums[0], batch.hidden)
+    (expected,) = torch.autograd.grad(sums[0], batch.hidden)
+    assert (gradient - expected).norm() <= tolerance * expected.norm()
+
+
+@over_paths("trajectory_loss")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_lowest_of_equal_tokens_is_the_top(path: str, dtype: torch.dtype) -> None:
+    """In a tile, across an edge of tiles, and in the last tile."""
+    for low, high in ((3, 9), (31, 32), (63, 64), (127, 128), (0, 299), (298, 299)):
+        weight = torch.zeros(300, 4, dtype=dtype)
+        weight[[low, high]] = 2.0
+        labels = torch.tensor([[low, high]])
+        everything, nothing = torch.ones_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool)
+        hidden = torch.ones(1, 2, 4, dtype=dtype)
+        as_targets = wino_kernels.trajectory_loss(hidden, weight, labels, everything, nothing, **THRESHOLDS)
+        assert as_targets.counts.tolist() == [2, 1, 0]
+        as_candidates = wino_kernels.trajectory_loss(hidden, weight, labels, nothing, everything, **THRESHOLDS)
+        assert as_candidates.counts.tolist() == [0, 0, 1]
+
+
+@over_paths("trajectory_loss")
+def test_a_vocabulary_of_several_chunks(path: str) -> None:
+    batch = batch_of(6, 4, 1100)
+    batch.target_mask[0, :3], batch.candidate_mask[0, :3] = True, False
+    batch.labels[0, :3] = torch.tensor([511, 512, 1099])
+    leaves = (batch.hidden.requires_grad_(), batch.weight.requires_grad_())
+    result = wino_kernels.trajectory_loss(*batch, **THRESHOLDS)
+    sums, _ = parts(batch, **THRESHOLDS)
+    assert torch.allclose(result.sums, torch.stack(sums), rtol=1e-12)
+    expected = torch.autograd.grad(sums[0], leaves)
+    gradients = torch.autograd.grad(result.sums[0], leaves)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(gradients, expected, strict=True))
+
+
+@over_paths("trajectory_loss")
+def test_few_rows_among_many(path: str) -> None:
+    """The same as those rows alone, wherever they stand; the others cost no gradient and hold NaN."""
+    few = batch_of(5, 3, 40, torch.float32)
+    few = few._replace(target_mask=torch.tensor([[True, False, True, False, True]]))
+    few = few._replace(candidate_mask=~few.target_mask)
+    at = torch.tensor([0, 1, 700, 1023, 1024])
+    hidden = torch.full((1, 1026, 3), math.nan)
+    masks = torch.zeros(2, 1, 1026, dtype=torch.bool)
+    labels = torch.full((1, 1026), -100)
+    hidden[:, at], labels[:, at] = few.hidden, few.labels
+    masks[:, :, at] = torch.stack((few.target_mask, few.candidate_mask))
+    many = Batch(hidden, few.weight.clone(), labels, masks[0], masks[1])
+    results = []
+    for batch in (few, many):
+        leaves = (batch.hidden.requires_grad_(), batch.weight.requires_grad_())
+        result = wino_kernels.trajectory_loss(*batch, threshold=0.1, threshold_back=1.0)
+        results.append((result, torch.autograd.grad(result.loss, leaves)))
+    (alone, (of_few, weight_of_few)), (among, (of_many, weight_of_many)) = results
+    assert torch.equal(among.counts, alone.counts) and torch.allclose(among.sums, alone.sums, rtol=1e-6)
+    assert torch.allclose(of_many[:, at], of_few, rtol=1e-5, atol=1e-7)
+    assert torch.allclose(weight_of_many, weight_of_few, rtol=1e-5, atol=1e-7)
+    rest = torch.ones(1026, dtype=torch.bool).index_fill(0, at, False)
+    assert (of_many[:, rest] == 0).all()
+
+
+@over_paths("trajectory_loss")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_again_whatever_the_strides(path: str, dtype: torch.dtype) -> None:
+    batch = batch_of(20, 6, 50, dtype, leading=2)
+    wide = torch.full((20, 3, 8), math.nan, dtype=dtype)
+    wide[:, :2, :6] = batch.hidden.transpose(0, 1)
+    weight = torch.full((50, 16), math.nan, dtype=dtype)
+    weight[:, :6] = batch.weight
+    columns = [tensor.t().contiguous().t() for tensor in batch[2:]]
+    strided = Batch(wide[:, :2, :6].transpose(0, 1), weight[:, :6], *columns)
+    assert not strided.hidden.is_contiguous() and not strided.labels.is_contiguous()
+    results = []
+    for one in (batch, batch, strided):
+        leaves = (one.hidden.detach().requires_grad_(), one.weight.detach().requires_grad_())
+        result = wino_kernels.trajectory_loss(*leaves, *one[2:], threshold=0.1, threshold_back=1.0)
+        results.append((result.sums, result.counts, *torch.autograd.grad(result.sums.sum(), leaves)))
+    assert min(results[0][1]) >= 1
+    for first, again, other in zip(*results, strict=True):
+        assert torch.equal(first, again)
+        assert torch.allclose(first, other, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+@over_paths("trajectory_loss")
+def test_a_row_may_be_target_and_candidate(path: str) -> None:
+    batch = batch_of(40, 5, 7)
+    everything = torch.ones_like(batch.target_mask)
+    both = batch._replace(target_mask=everything, candidate_mask=everything)
+    result = wino_kernels.trajectory_loss(*both, **THRESHOLDS)
+    sums, counts = parts(both, **THRESHOLDS)
+    assert result.counts.tolist() == counts and counts[0] == 40 and min(counts) >= 1
+    assert torch.allclose(result.sums, torch.stack(sums), rtol=1e-12)

@@ -22,6 +22,8 @@ from wino_kernels.cpu.score_tokens import score_tokens
 from wino_kernels.cpu.shadow_attention import shadow_attention
 from wino_kernels.cpu.wino_step import wino_step_
 
+DEVICES: tuple[str, ...] = ("cpu",)
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "score_tokens": score_tokens,
     "linear_score_tokens": linear_score_tokens,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from wino_kernels import _C
 from wino_kernels.cpu.addresses import DTYPES, address, per_row
+from wino_kernels.strides import collapse
 
 
 def score_tokens(
@@ -17,21 +18,6 @@ def score_tokens(
     if candidate_ids.numel():
         _score(logits, candidate_ids, temperature, seed, token_ids, confidence)
     return token_ids, confidence
-
-
-def collapse(logits: Tensor) -> tuple[int, int, int, int] | None:
-    """``(outer, inner, outer_stride, inner_stride)`` that walks the rows of ``(..., V)`` in order, or None."""
-    sizes, strides = [1, 1], [0, 0]
-    for size, stride in zip(logits.shape[:-1], logits.stride()[:-1], strict=True):
-        if size == 1:
-            continue
-        if sizes[-1] == 1 or strides[-1] == size * stride:
-            sizes[-1], strides[-1] = sizes[-1] * size, stride
-        elif sizes[0] == 1:
-            sizes, strides = [sizes[1], size], [strides[1], stride]
-        else:
-            return None
-    return sizes[0], sizes[1], strides[0], strides[1]
 
 
 def _score(

@@ -16,6 +16,8 @@ from wino_kernels.eager.shadow_attention import shadow_attention
 from wino_kernels.eager.trajectory_loss import trajectory_loss, trajectory_loss_backward
 from wino_kernels.eager.wino_step import wino_step_
 
+DEVICES = None
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "score_tokens": score_tokens,
     "linear_score_tokens": linear_score_tokens,

@@ -18,6 +18,20 @@ WINO_HD int64_t accept_limit(const AcceptLimit& limit, int64_t m) {
   return a > limit.max_accept ? limit.max_accept : a;
 }
 
+// |C| of step 3, with `above` of the masked positions above the threshold and at most `most` to be accepted; where it
+// differs from `above`, C are that many largest.
+WINO_HD int64_t number_accepted(int64_t above, int64_t most) {
+  if (above > most) return most > 0 ? most : 1;
+  return above > 0 ? above : 1;
+}
+
+// |R| of step 5, with `below` of the revocable positions below the threshold; where it differs from `below`, R are that
+// many smallest.
+WINO_HD int64_t number_remasked(int64_t below, int64_t last) {
+  if (below < last) return below;
+  return last > 1 ? last - 1 : 0;
+}
+
 // Order-preserving map of the floats (not NaN) into the integers above 0, so that 0 can mean "not a candidate".
 WINO_HD uint32_t rank_key(float value) {
   const float unsigned_zero = value + 0.0f;  // -0 and +0 are equal confidences
@@ -105,10 +119,10 @@ struct Selection {
 WINO_HD Selection select_remask(uint32_t* keys, int64_t n, const Candidates& candidates, float threshold_back,
                                 int64_t last) {
   const uint32_t cut = threshold_cut(threshold_back, ~0u);
-  const int64_t count = count_above(keys, n, cut);
-  if (count < last) return {cut, count};
-  if (last <= 1) return {kNone, 0};
-  return {select_largest(keys, n, candidates, last - 1), last - 1};
+  const int64_t below = count_above(keys, n, cut), count = number_remasked(below, last);
+  if (count == below) return {cut, count};
+  if (count == 0) return {kNone, 0};
+  return {select_largest(keys, n, candidates, count), count};
 }
 
 // x_j = [MASK], M gains j and U loses it, for the selected j.
@@ -157,12 +171,9 @@ WINO_HD StepResult accept_remask_block(const BlockState& s, const int64_t* token
   if (masked.nan) return {0, 0, kNaN};
 
   Selection accept{threshold_cut(threshold, 0u), 0};
-  accept.count = count_above(keys, K, accept.cut);
-  const int64_t most = accept_limit(limit, masked.count);
-  if (accept.count > most || accept.count == 0) {
-    accept.count = accept.count > most && most > 0 ? most : 1;
-    accept.cut = select_largest(keys, K, masked, accept.count);
-  }
+  const int64_t above = count_above(keys, K, accept.cut);
+  accept.count = number_accepted(above, accept_limit(limit, masked.count));
+  if (accept.count != above) accept.cut = select_largest(keys, K, masked, accept.count);
 
   Selection remask{kNone, 0};
   if (accept.count > 1) {

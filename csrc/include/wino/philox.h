@@ -11,6 +11,8 @@ constexpr int kPhiloxRounds = 10;
 
 // No Gumbel variate exceeds this: the smallest x is 2^-33, and -log(-log1p(-2^-33)) = 22.874.
 constexpr float kGumbelMax = 22.9f;
+// Nor is any below this: the largest x is 1 - 2^-24, and -log(-log(2^-24)) = -2.812.
+constexpr float kGumbelMin = -2.82f;
 
 struct PhiloxWords {
   uint32_t word[4];
@@ -30,15 +32,25 @@ WINO_HD PhiloxWords philox4x32(uint64_t key, uint32_t c0, uint32_t c1, uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
-// The word of vocabulary index v in the row whose key is given.
+// The words of vocabulary index v and the three beside it, in the row whose key is given.
+WINO_HD PhiloxWords philox_block(uint64_t key, int64_t v) {
+  return philox4x32(key, static_cast<uint32_t>(v >> 2), 0, 0, 0);
+}
+
 WINO_HD uint32_t philox_word(uint64_t key, int64_t v) {
-  return philox4x32(key, static_cast<uint32_t>(v >> 2), 0, 0, 0).word[v & 3];
+  const PhiloxWords words = philox_block(key, v);  // chosen by value: an index would put the words in memory
+  const uint32_t low = v & 1 ? words.word[1] : words.word[0], high = v & 1 ? words.word[3] : words.word[2];
+  return v & 2 ? high : low;
+}
+
+// A word as a number in (0, 1).
+WINO_HD float gumbel_uniform(uint32_t word) {
+  return fminf((static_cast<float>(word) + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
 }
 
 // x is formed in float32; the logarithms are taken in float64 so that g is right in the tail that wins.
 WINO_HD float gumbel(uint32_t word) {
-  const float x = fminf((static_cast<float>(word) + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
-  return static_cast<float>(-log(-log1p(-static_cast<double>(x))));
+  return static_cast<float>(-log(-log1p(-static_cast<double>(gumbel_uniform(word)))));
 }
 
 }  // namespace wino

@@ -1,0 +1,100 @@
+"""The CUDA kernels compiled by nvcc for every GPU generation, and the native module on a machine without a driver."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wino_kernels
+from wino_kernels.cuda import compiled
+
+pytestmark = pytest.mark.xdist_group("cuda build")
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = {
+    "accept",
+    "accept_remask",
+    *(
+        f"{op}<{dtype}{noise}>"
+        for op in ("score_tokens", "wino_step")
+        for dtype in ("float32", "bfloat16", "float16")
+        for noise in ("", ", noise")
+    ),
+}
+needs_nvcc = pytest.mark.skipif(compiled.nvcc() is None, reason="needs nvcc")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("target", compiled.TARGETS)
+def test_every_kernel_compiles_without_warnings_or_spills(target: str) -> None:
+    records = compiled.compile_cuda([target])
+    assert {record["kernel"] for record in records} == KERNELS and len(records) == len(KERNELS)
+    for record in records:
+        assert record["spills"] == 0, record
+        assert record["target"] == target and record["backend"] == "cuda"
+        # Three blocks on a multiprocessor keep enough loads in flight for its share of the bandwidth.
+        assert record["registers"] * record["threads_per_block"] * 3 <= 65536, record
+        assert record["vector_loads"] == ("<" in record["kernel"]), record
+        assert record["shared_bytes"] <= 4096
+
+
+@needs_nvcc
+def test_a_warning_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(compiled.SOURCES.parent, tmp_path / "csrc")
+    bad = tmp_path / "csrc" / "cuda" / "bad.cu"
+    bad.write_text("__global__ void kernel(int* x) { int unused = 3; *x = 1; }\n")
+    monkeypatch.setattr(compiled, "SOURCES", bad.parent)
+    with pytest.raises(RuntimeError, match="unused"):
+        compiled._compile(str(compiled.nvcc()), bad, "sm_90")
+
+
+def test_without_nvcc_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDACXX", "/no/such/nvcc")
+    with pytest.raises(FileNotFoundError, match="nvcc was not found"):
+        compiled.compile_cuda(["sm_1"])
+
+
+def test_says_what_it_compiles_without_the_native_module() -> None:
+    code = "import sys, wino_kernels.cuda.compiled; print({'triton', 'wino_kernels._C_cuda'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == "set()", result.stdout + result.stderr
+
+
+@needs_nvcc
+def test_reports_an_absent_driver_politely() -> None:
+    """The installed module loads without a driver, as libcuda is looked for when it is needed, and says what lacks."""
+    assert list(Path(wino_kernels.__file__).parent.glob("_C_cuda*.so")), "built without CUDA kernels: install again"
+    code = """
+import torch
+from wino_kernels import _C_cuda, backends
+assert _C_cuda.device_types == ("cuda",) and "sm_90" in _C_cuda.architectures
+assert _C_cuda.runtime_version() >= 11000
+reason = backends.why_not("cuda")
+print("runs" if reason is None else reason)
+assert (reason is None) == (_C_cuda.why_not() == "")
+if _C_cuda.driver_version() == 0:
+    assert reason == "ImportError: no CUDA driver on this machine", reason
+    try:
+        _C_cuda.accept(1, 0, *[0] * 6, True, 0, 0.5, 0, 0, True, 0, 0, 0)
+    except RuntimeError as error:
+        assert str(error).startswith("accept_: the launch failed: cudaError"), error
+    else:
+        raise AssertionError("a kernel started without a driver")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_why_not_names_a_build_without_the_kernels() -> None:
+    code = """
+import sys
+sys.modules["wino_kernels._C_cuda"] = None
+from wino_kernels import backends
+print(backends.why_not("cuda"))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "are not in this build" in result.stdout and "nvcc" in result.stdout, result.stdout + result.stderr

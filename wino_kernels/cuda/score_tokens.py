@@ -1,0 +1,59 @@
+"""score_tokens in CUDA C++ (SPEC section 6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wino_kernels import workspace
+from wino_kernels.cuda.native import DTYPES, _C_cuda, address, launch, per_row
+from wino_kernels.strides import collapse
+
+
+def score_tokens(
+    logits: Tensor, candidate_ids: Tensor, temperature: Tensor | None = None, seed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    token_ids = torch.empty_like(candidate_ids)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    if candidate_ids.numel():
+        _score(logits, candidate_ids, temperature, seed, token_ids, confidence)
+    return token_ids, confidence
+
+
+def _score(
+    logits: Tensor,
+    candidate_ids: Tensor,
+    temperature: Tensor | None,
+    seed: Tensor | None,
+    token_ids: Tensor,
+    confidence: Tensor,
+) -> None:
+    walked = collapse(logits)
+    if walked is None:  # three or more strides that do not combine: one slice of the first dimension at a time
+        for i in range(logits.shape[0]):
+            heat = temperature[i] if temperature is not None and temperature.dim() else temperature
+            _score(logits[i], candidate_ids[i], heat, None if seed is None else seed[i], token_ids[i], confidence[i])
+        return
+    outer, inner, outer_stride, inner_stride = walked
+    rows, vocabulary = candidate_ids.numel(), logits.shape[-1]
+    # Held until the launch: under graph capture nobody else does, and the second would be given the first one's memory.
+    scratch = workspace.scratch(logits, _C_cuda.scratch_elements(rows, vocabulary, 0))
+    counters = workspace.counters(logits, _C_cuda.counter_elements(rows, 0))
+    launch(
+        _C_cuda.score_tokens,
+        logits,
+        logits.data_ptr(),
+        DTYPES[logits.dtype],
+        outer,
+        inner,
+        vocabulary,
+        outer_stride,
+        inner_stride,
+        candidate_ids.data_ptr(),
+        *per_row(temperature),
+        address(seed),
+        token_ids.data_ptr(),
+        confidence.data_ptr(),
+        scratch.data_ptr(),
+        counters.data_ptr(),
+    )

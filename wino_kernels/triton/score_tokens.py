@@ -1,0 +1,277 @@
+"""score_tokens as Triton kernels (SPEC section 6).
+
+A program reduces one chunk of one row in registers and writes a record; a second, small launch joins the records of
+each row from left to right. One program per row would leave most of a large GPU idle for a block of K rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wino_kernels.triton.configs import config
+from wino_kernels.triton.launch import Options, launch, rows_of, scalar_or_rows
+from wino_kernels.triton.philox import gumbel, random_words
+from wino_kernels.workspace import scratch
+
+DRAFT = tl.constexpr(-1)
+SKIP = tl.constexpr(-2)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_INF = tl.constexpr(float("inf"))
+_NAN = tl.constexpr(float("nan"))
+
+# A record is five words, each in a line of 32 rows: what the lanes of a warp read together lies together, and every
+# record of a row lies at a distance from its first one that is known when the kernel is compiled.
+MAXIMUM = tl.constexpr(0)
+TOTAL = tl.constexpr(1)
+TOKEN = tl.constexpr(2)
+LOGIT = tl.constexpr(3)
+VALUE = tl.constexpr(4)
+WORDS = tl.constexpr(5)
+LINE = tl.constexpr(32)
+
+_NARROWEST = 128  # elements of a chunk
+_CHUNKS_JOINED = 16  # whose loads are in flight together
+_DRAWN = tl.constexpr(1024)  # at a time: the noise of a whole chunk would leave no registers for a second program
+
+
+def score_tokens(
+    logits: Tensor, candidate_ids: Tensor, temperature: Tensor | None = None, seed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    token_ids = torch.empty_like(candidate_ids)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    rows = candidate_ids.numel()
+    if rows:
+        plan = plan_scoring(logits, rows, temperature, seed)
+        candidates = {"candidate_ids": candidate_ids}
+        launch(score_chunks, plan.grid, candidates | plan.arguments, plan.constants, plan.options)
+        launch(
+            join_rows,
+            (triton.cdiv(rows, LINE.value),),
+            candidates | plan.join_arguments | {"token_ids": token_ids, "confidence": confidence, "rows": rows},
+            plan.join_constants,
+            Options(num_warps=1, num_stages=1, fp_fusion=False),
+        )
+    return token_ids, confidence
+
+
+class Plan(NamedTuple):
+    """How the rows of logits are scored: the launch over their chunks, and what the launch that joins them is given."""
+
+    grid: tuple[int]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    options: Options
+    join_arguments: dict[str, Any]
+    join_constants: dict[str, Any]
+
+
+def plan_scoring(logits: Tensor, rows: int, temperature: Tensor | None, seed: Tensor | None) -> Plan:
+    # The width of a chunk decides the order of summation: it hangs on V and the dtype, never on the number of rows.
+    tuned = config("score_tokens", f"{logits.dtype.itemsize} bytes", logits.device)
+    vocabulary = logits.shape[-1]
+    width = min(tuned["BLOCK"], max(triton.next_power_of_2(vocabulary), _NARROWEST))
+    chunks = triton.cdiv(vocabulary, width)
+    logits, inner, outer_stride, inner_stride = rows_of(logits)
+    if rows == 1:  # its stride is 0, which Triton would compile as aligned, and one of several rows may not be
+        inner_stride = vocabulary
+    heat, per_row = scalar_or_rows(temperature)
+    lines = triton.cdiv(rows, LINE.value) * chunks * WORDS.value
+    shared = {"temperature": heat, "records": scratch(logits, lines * LINE.value)}
+    strides = {"inner": inner, "outer_stride": outer_stride, "inner_stride": inner_stride}
+    constants = {"V": vocabulary, "PER_ROW": per_row, "NOISE": seed is not None, "BLOCK": width}
+    return Plan(
+        (rows * chunks,),
+        {"logits": logits, "seed": seed} | strides | shared,
+        constants,
+        Options(tuned["num_warps"], tuned["num_stages"], fp_fusion=False),
+        shared,
+        constants | {"GROUP": min(triton.next_power_of_2(chunks), _CHUNKS_JOINED)},
+    )
+
+
+@triton.jit(do_not_specialize=["inner"])
+def score_chunks(
+    candidate_ids,
+    logits,
+    inner,
+    outer_stride,
+    inner_stride,
+    temperature,
+    seed,
+    records,
+    V: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    NOISE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per (row, chunk)."""
+    row = tl.program_id(0) // ((V + BLOCK - 1) // BLOCK)
+    candidate = tl.load(candidate_ids + row)
+    heat = temperature_of(row, temperature, True, PER_ROW)
+    if asks_for_logits(candidate, heat, V):
+        start = logits + row_start(row, inner, outer_stride, inner_stride)
+        score_chunk(candidate, row, start, heat, seed, records, V, NOISE, BLOCK)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def join_rows(
+    candidate_ids,
+    token_ids,
+    confidence,
+    temperature,
+    records,
+    rows,
+    V: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    NOISE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One program per line of rows."""
+    row = tl.program_id(0) * LINE + tl.arange(0, LINE)
+    real = row < rows
+    candidate = tl.load(candidate_ids + row, mask=real, other=SKIP)  # [LINE]
+    heat = temperature_of(row, temperature, real, PER_ROW)
+    token, probability = join_records(candidate, row, heat, records, V, NOISE, BLOCK, GROUP)
+    tl.store(token_ids + row, token, mask=real)
+    tl.store(confidence + row, probability, mask=real)
+
+
+@triton.jit
+def temperature_of(row, temperature, real, PER_ROW: tl.constexpr):
+    """The rows' temperature; 0 where there is none."""
+    none = (row * 0).to(tl.float32)
+    if temperature is None:
+        return none
+    elif PER_ROW:
+        return tl.load(temperature + row, mask=real, other=0.0)
+    else:
+        return none + temperature
+
+
+@triton.jit
+def row_start(row, inner, outer_stride, inner_stride):
+    """Offset of a row's first logit, as ``rows_of`` describes it."""
+    return (row // inner).to(tl.int64) * outer_stride + (row % inner).to(tl.int64) * inner_stride
+
+
+@triton.jit
+def asks_for_logits(candidate, heat, V: tl.constexpr):
+    """Whether the answer hangs on the row: a draft at a temperature that is one, or a token of the vocabulary."""
+    draft = (candidate == DRAFT) & (heat >= 0.0) & (heat < _INF)
+    return draft | ((candidate >= 0) & (candidate < V))
+
+
+@triton.jit
+def first_record(row, CHUNKS: tl.constexpr):
+    """Offset of a row's record of chunk 0; the others follow at distances of WORDS lines."""
+    return (row // LINE).to(tl.int64) * (CHUNKS * WORDS * LINE) + row % LINE
+
+
+@triton.jit
+def score_chunk(candidate, row, start, heat, seed, records, V: tl.constexpr, NOISE: tl.constexpr, BLOCK: tl.constexpr):
+    """Write this program's record: maximum, sum of exp(x - maximum) and, as far as the row asks for it, a token.
+
+    NaN makes the sum NaN, +inf the maximum +inf; where everything is banned they are -inf and 0. The token is the given
+    one if it lies here (its logit), else the best one (id, with noise also logit and perturbed logit).
+    """
+    CHUNKS: tl.constexpr = (V + BLOCK - 1) // BLOCK
+    chunk = tl.program_id(0) % CHUNKS
+    first = chunk * BLOCK
+    v = tl.arange(0, BLOCK)
+    x = tl.load(start + first + v, mask=v < V - first, other=-_INF).to(tl.float32)  # [BLOCK]
+
+    maximum = tl.max(x, 0)
+    shift = tl.where(maximum > -_INF, maximum, 0.0)  # -inf - -inf would be NaN
+    total = tl.sum(tl.exp2((x - shift) * _LOG2_E), 0)
+    nan = tl.max((x != x).to(tl.int32), 0)
+    record = records + first_record(row, CHUNKS) + chunk * (WORDS * LINE)
+    tl.store(record + MAXIMUM * LINE, maximum)
+    tl.store(record + TOTAL * LINE, tl.where(nan > 0, _NAN, total))
+    if candidate != DRAFT:
+        if candidate // BLOCK == chunk:
+            tl.store(record + LOGIT * LINE, tl.load(start + candidate).to(tl.float32))
+    else:
+        best_v = tl.min(tl.where(x == maximum, v, BLOCK - 1), 0)
+        if NOISE:
+            best = maximum
+            if heat > 0.0:
+                best, best_v = draw_from_chunk(first, start, heat, tl.load(seed + row), V, BLOCK)
+            tl.store(record + LOGIT * LINE, tl.load(start + first + best_v, mask=best_v < V - first).to(tl.float32))
+            tl.store(record + VALUE * LINE, best)
+        tl.store(record + TOKEN * LINE, (first + best_v).to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def draw_from_chunk(first, start, heat, seed, V: tl.constexpr, BLOCK: tl.constexpr):
+    """Largest x + heat * g of the chunk and the lowest index in it that has it; -inf where everything is banned."""
+    TILE: tl.constexpr = _DRAWN if BLOCK > _DRAWN else BLOCK
+    WIDTH: tl.constexpr = BLOCK if V > BLOCK else V
+    best = tl.full((TILE,), -_INF, tl.float32)
+    best_v = tl.full((TILE,), BLOCK - 1, tl.int32)
+    key = tl.zeros((1, 1), tl.int64) + seed
+    for tile in range(0, WIDTH, TILE):
+        v = tile + tl.arange(0, TILE)
+        x = tl.load(start + first + v, mask=v < V - first, other=-_INF).to(tl.float32)  # [TILE], in the L1 by now
+        y = x + heat * gumbel(tl.reshape(random_words(key, first + tile, 1, TILE), (TILE,)))
+        y = tl.where(x > -_INF, y, -_INF)  # banned, whatever the noise
+        best_v = tl.where(y > best, v, best_v)
+        best = tl.maximum(best, y)
+    top = tl.max(best, 0)
+    return top, tl.min(tl.where(best == top, best_v, BLOCK - 1), 0)
+
+
+@triton.jit
+def join_records(
+    candidate,
+    row,
+    heat,
+    records,
+    V: tl.constexpr,
+    NOISE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Token and confidence of several rows. candidate, row: ``[R]``; where there is no row, candidate is SKIP.
+
+    Every row's records are added on their own, chunk after chunk, so that its bits hang on nothing else.
+    """
+    CHUNKS: tl.constexpr = (V + BLOCK - 1) // BLOCK
+    RANKED: tl.constexpr = VALUE if NOISE else MAXIMUM
+    asked = asks_for_logits(candidate, heat, V)
+    draft = candidate == DRAFT
+    records += first_record(row, CHUNKS)
+    maximum = tl.full(row.shape, -_INF, tl.float32)
+    total = tl.zeros(row.shape, tl.float64)
+    best = maximum
+    best_id = tl.zeros(row.shape, tl.int32)
+    for group in range(0, CHUNKS, GROUP):
+        before = maximum
+        for i in tl.static_range(GROUP):
+            record = records + (group + i) * (WORDS * LINE)
+            here = asked & (group + i < CHUNKS)
+            maximum = tl.maximum(maximum, tl.load(record + MAXIMUM * LINE, mask=here, other=-_INF))
+        shift = tl.where(maximum > -_INF, maximum, 0.0)
+        total = total * tl.exp2((before - shift) * _LOG2_E).to(tl.float64)
+        for i in tl.static_range(GROUP):
+            record = records + (group + i) * (WORDS * LINE)
+            here = asked & (group + i < CHUNKS)
+            scale = tl.exp2((tl.load(record + MAXIMUM * LINE, mask=here, other=-_INF) - shift) * _LOG2_E)
+            total += tl.load(record + TOTAL * LINE, mask=here, other=0.0).to(tl.float64) * scale.to(tl.float64)
+            value = tl.load(record + RANKED * LINE, mask=here, other=-_INF)
+            own_id = tl.load(record + TOKEN * LINE, mask=here & draft, other=0.0).to(tl.int32, bitcast=True)
+            best_id = tl.where(value > best, own_id, best_id)  # of equal ones the first: chunks come in order
+            best = tl.maximum(best, value)
+
+    valid = asked & (tl.abs(maximum) < _INF) & (total == total)
+    token = tl.where(draft, tl.where(valid, best_id, 0), candidate)
+    reread = valid if NOISE else valid & (candidate >= 0)
+    logit = tl.load(records + (token // BLOCK * (WORDS * LINE) + LOGIT * LINE), mask=reread, other=0.0)
+    distance = tl.where(reread, logit.to(tl.float64) - maximum.to(tl.float64), 0.0)
+    probability = (tl.exp(distance) / tl.where(valid, total, 1.0)).to(tl.float32)
+    return token, tl.where(candidate == SKIP, 0.0, tl.where(valid, probability, _NAN))
