@@ -12,6 +12,8 @@ import transformers
 PerRequest = float | Sequence[float]
 """One value for every sequence of the batch, or one value each."""
 
+CACHE_NAMES = ("none", "prefix", "dual")
+
 DECODER_NAMES = ("wino", "low_confidence", "confidence_threshold")
 """The keys of :data:`wino.decoders.DECODERS`."""
 
@@ -30,6 +32,11 @@ _DEFAULTS: dict[str, Any] = {
     "cfg_scale": 0.0,
     "temperature": 0.0,
     "seed": 0,
+    "stop_at_eos": False,
+    "cache": "none",
+    "cache_refresh": None,
+    "compile_step": False,
+    "cuda_graph": False,
     "return_trace": False,
 }
 
@@ -53,6 +60,14 @@ class GenerationConfig(transformers.GenerationConfig):
         temperature: Gumbel temperature; 0: greedy.
         seed: seed of a request's random draws. One integer serves every sequence, so equal prompts draw equal
             samples; give one seed a sequence for different ones.
+        stop_at_eos: once a block holds nothing but the end-of-sequence token, later blocks without given tokens are
+            filled with it and not decoded.
+        cache: "none": every step computes every token, exactly (SPEC section 2). "prefix": keys and values of the
+            prompt and of finished blocks are computed once a block; "dual": also those behind the block
+            (:mod:`wino.cache`). Approximate.
+        cache_refresh: with a cache: compute every token every so many steps of a block, not only in its first.
+        compile_step: run the step under ``torch.compile``; a dictionary holds its keyword arguments.
+        cuda_graph: replay the step as a CUDA graph; needs the model on a CUDA device.
         return_trace: record what every step accepted and re-masked.
 
     ``threshold``, ``threshold_back``, ``temperature`` and ``seed`` may be sequences with one value per sequence of
@@ -76,6 +91,11 @@ class GenerationConfig(transformers.GenerationConfig):
     cfg_scale: float
     temperature: PerRequest
     seed: int | Sequence[int]
+    stop_at_eos: bool
+    cache: str
+    cache_refresh: int | None
+    compile_step: bool | dict[str, Any]
+    cuda_graph: bool
     return_trace: bool
 
     def __init__(self, **kwargs: Any) -> None:
@@ -106,8 +126,18 @@ class GenerationConfig(transformers.GenerationConfig):
             _check_integer("steps", self.steps, 1)
             if self.steps % blocks:
                 raise ValueError(f"steps: must be a multiple of the {blocks} blocks, got {self.steps}")
-        if not isinstance(self.verify_last, bool):
-            raise ValueError(f"verify_last: expected True or False, got {self.verify_last!r}")
+        for name in ("verify_last", "stop_at_eos", "cuda_graph"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.compile_step, bool | dict):
+            raise ValueError(
+                f"compile_step: expected True, False or arguments of torch.compile, got {self.compile_step!r}"
+            )
+        _check_choice("cache", self.cache, CACHE_NAMES)
+        if self.cache_refresh is not None:
+            _check_integer("cache_refresh", self.cache_refresh, 1)
+            if self.cache == "none":
+                raise ValueError("cache_refresh: needs cache to be prefix or dual")
         for name in ("threshold", "threshold_back"):
             _check_numbers(name, _per_sequence(getattr(self, name)), "in (0, 1]", lambda v: 0 < v <= 1)
         _check_numbers("accept_fraction", [self.accept_fraction], "in (0, 1]", lambda v: 0 < v <= 1)

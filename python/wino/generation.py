@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-import wino_kernels
-
+from .batch import Batch
 from .config import GenerationConfig
-from .decoders import DECODERS, BlockState, Decoder
-from .decoders.base import per_request
+from .decoders import DECODERS, Decoder
 from .models.backbone import Backbone, backbone_of
+from .step import Runner
 from .trace import StepRecord, record_step
-
-_LAST_ACCEPTED_AT_START = 30
 
 
 @dataclass
@@ -80,7 +77,7 @@ def generate(
     )
     if streamer is not None:
         streamer.put(input_ids.cpu())
-    while run.active.any():
+    while run.running:
         run.step()
     if streamer is not None:
         streamer.put(run.generated.cpu())
@@ -149,11 +146,19 @@ def _check_inputs(
         raise ValueError(f"generation_ids: expected an int64 tensor {wanted}, got {_describe(generation_ids)}")
     generation_ids = generation_ids.to(backbone.device)
     _check_ids("generation_ids", generation_ids, backbone.vocab_size)
+    if config.stop_at_eos and backbone.eos_token_id is None:
+        raise ValueError("stop_at_eos: the model's configuration has no eos_token_id")
+    _check_graph(config, backbone.device)
     for name in ("threshold", "threshold_back", "temperature", "seed"):
         value = getattr(config, name)
         if isinstance(value, Sequence) and len(value) != batch:
             raise ValueError(f"{name}: expected one value or one for each of the {batch} sequences, got {len(value)}")
     return input_ids.masked_fill(~visible, 0), visible, generation_ids
+
+
+def _check_graph(config: GenerationConfig, device: torch.device) -> None:
+    if config.cuda_graph and device.type != "cuda":
+        raise ValueError(f"cuda_graph: expected a model on a CUDA device, it is on {device}")
 
 
 def _check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
@@ -166,8 +171,33 @@ def _describe(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
+@dataclass
+class _Sequence:
+    """One sequence of a decode, on the host.
+
+    Attributes:
+        number: its row in the caller's batch.
+        given, open: for each block, whether it has given tokens, and whether it has something to fill.
+        block: the block it is in; block_steps: forward passes spent on it.
+        stopped: whether it ended before its last block.
+    """
+
+    number: int
+    given: list[bool]
+    open: list[bool]
+    block: int = -1
+    block_steps: int = 0
+    stopped: bool = False
+
+    def next_block(self) -> int | None:
+        return next((block for block in range(self.block + 1, len(self.open)) if self.open[block]), None)
+
+    def stop(self, is_end: bool) -> None:
+        self.stopped = is_end and self.next_block() is not None and not any(self.given[self.block + 1 :])
+
+
 class _Run:
-    """One decode: the sequences, the block each is in, and the layout the model sees."""
+    """One decode: which sequence is in which block, who is finished, who watches."""
 
     def __init__(
         self,
@@ -181,171 +211,164 @@ class _Run:
     ) -> None:
         self.backbone, self.config, self.streamer = backbone, config, streamer
         batch, self.prompt_length = prompt.shape
-        device, size = backbone.device, config.block_size
-        self.decoder: Decoder = DECODERS[config.decoder](config, backbone.mask_token_id, batch, device)
-        self.num_shadow = size if self.decoder.uses_shadow else 0
-        self.num_real = self.prompt_length + config.max_new_tokens
-        # [B, P + G + shadow]; the shadow tokens are always [MASK]
-        self.tokens = torch.cat(
-            (prompt, generation_ids, generation_ids.new_full((batch, self.num_shadow), backbone.mask_token_id)), dim=1
-        )
-        self.visible = torch.cat((visible, visible.new_ones(batch, self.tokens.shape[1] - self.prompt_length)), dim=1)
-        self.real_positions = (self.visible[:, : self.num_real].long().cumsum(1) - 1).clamp(min=0)
-        self.offsets = torch.arange(size, device=device)
-        self.block = torch.full((batch,), -1, dtype=torch.int64, device=device)
-        self.num_blocks = config.max_new_tokens // size
-        self.active = torch.ones(batch, dtype=torch.bool)
-        self.steps = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.sequences = torch.cat((prompt, generation_ids), dim=1)
         self.accepted_at = torch.full_like(generation_ids, -1)
+        self.steps_taken = [0] * batch
+        self.step_number = 0
         self.trace: list[list[StepRecord]] = [[] for _ in range(batch)]
-        self.temperature = (
-            per_request(config.temperature, batch, device, torch.float32)[:, None].expand(batch, size).contiguous()
-        )
-        self.samples = bool((self.temperature > 0).any())
-        self.seed = per_request(config.seed, batch, device, torch.int64)
-        self.state = BlockState(
-            tokens=generation_ids.new_zeros(batch, size),
-            masked=visible.new_zeros(batch, size),
-            revocable=visible.new_zeros(batch, size),
-            last_accepted=torch.zeros(batch, dtype=torch.int32, device=device),
-            block_step=torch.zeros(batch, dtype=torch.int64, device=device),
-            row_seeds=generation_ids.new_zeros(batch, size),
-        )
-        self._advance(self.active.to(device))
+        self.decoder: Decoder = DECODERS[config.decoder](config, backbone.mask_token_id, batch, backbone.device)
+        self.runner = Runner(self.decoder, config)
+        self.batch = Batch(backbone, config, prompt, visible, generation_ids, self.decoder.uses_shadow)
+        masked = (generation_ids == backbone.mask_token_id).unflatten(1, (-1, config.block_size))
+        blocks = torch.stack(((~masked).any(-1), masked.any(-1)), dim=1).tolist()
+        self.rows: list[_Sequence | None] = [
+            _Sequence(number, given, to_fill) for number, (given, to_fill) in enumerate(blocks)
+        ]
+        self._advance(list(range(batch)))
 
     @property
-    def sequences(self) -> Tensor:
-        return self.tokens[:, : self.num_real]
+    def running(self) -> bool:
+        return any(sequence is not None for sequence in self.rows)
 
     @property
     def generated(self) -> Tensor:
-        return self.tokens[:, self.prompt_length : self.num_real]
+        return self.sequences[:, self.prompt_length :]
+
+    @property
+    def steps(self) -> Tensor:
+        return torch.tensor(self.steps_taken, dtype=torch.int64, device=self.sequences.device)
 
     def step(self) -> None:
-        """One forward pass and one update of every active sequence."""
-        state = self.state
-        if self.samples or self.config.remasking == "random":
-            state.row_seeds = wino_kernels.row_seeds(
-                self.seed, self.steps, self.real_positions.gather(1, self.block_positions)
+        """One forward pass and one update of every sequence that is not finished."""
+        watch = self._watcher()
+        self.runner.take(self.batch, *self._passes())
+        report = self.batch.report.tolist()
+        if any(status == 2 for status, _ in report):
+            self._raise_nan(report)
+        for sequence in self.rows:
+            if sequence is not None:
+                sequence.block_steps += 1
+                self.steps_taken[sequence.number] += 1
+        if watch is not None:
+            watch()
+        self.step_number += 1
+        finished = []
+        for row, (status, is_end) in enumerate(report):
+            sequence = self.rows[row]
+            if sequence is not None and status == 1:
+                sequence.stop(bool(is_end))
+                finished.append(row)
+        if finished:
+            self._advance(finished)
+
+    def _passes(self) -> tuple[bool, Tensor | None]:
+        """Whether all tokens of all sequences run through the layers, else the sequences of which all do."""
+        if self.config.cache == "none":
+            return True, None
+        every = self.config.cache_refresh or self.config.max_new_tokens
+        live = [(row, sequence) for row, sequence in enumerate(self.rows) if sequence is not None]
+        refreshed = [row for row, sequence in live if sequence.block_steps % every == 0]
+        if len(refreshed) == len(live):
+            return True, None
+        return False, torch.tensor(refreshed, device=self.sequences.device) if refreshed else None
+
+    def _advance(self, finished: list[int]) -> None:
+        """Each of the rows ``finished`` goes to its next block that has something to fill, or leaves."""
+        self.batch.settle()
+        entering = []
+        for row in finished:
+            sequence = self.rows[row]
+            assert sequence is not None
+            block = None if sequence.stopped else sequence.next_block()
+            if block is None:
+                self._publish([row])
+                self._fill_up(sequence)
+                self.rows[row] = None
+            else:
+                sequence.block, sequence.block_steps = block, 0
+                entering.append(sequence)
+        self._compact()
+        if not self.running:
+            return
+        starting = [any(sequence is other for other in entering) for sequence in self.rows]
+        if self.batch.enter([None if sequence is None else sequence.block for sequence in self.rows], starting):
+            self.runner.forget()
+        self.decoder.start_blocks(self.batch.state, torch.tensor(starting, device=self.sequences.device))
+
+    def _compact(self) -> None:
+        """Finished sequences leave the batch: at once, or when they are half of it if another shape is expensive."""
+        live = [row for row, sequence in enumerate(self.rows) if sequence is not None]
+        fixed = self.config.cuda_graph or self.config.compile_step
+        if not live or len(live) == len(self.rows) or (fixed and 2 * len(live) > len(self.rows)):
+            return
+        kept = torch.tensor(live, device=self.sequences.device)
+        self.batch.keep(kept)
+        self.decoder.keep(kept)
+        self.runner.forget()
+        self.rows = [self.rows[row] for row in live]
+
+    def _publish(self, rows: list[int]) -> None:
+        """Copy what the batch, settled, has of ``rows`` into the results."""
+        device = self.sequences.device
+        numbers = torch.tensor([sequence.number for row in rows if (sequence := self.rows[row])], device=device)
+        source = torch.tensor(rows, device=device)
+        self.sequences.index_copy_(0, numbers, self.batch.tokens.index_select(0, source))
+        self.accepted_at.index_copy_(0, numbers, self.batch.accepted_at.index_select(0, source))
+
+    def _fill_up(self, sequence: _Sequence) -> None:
+        if sequence.stopped:
+            behind = (sequence.block + 1) * self.config.block_size
+            self.generated[sequence.number, behind:] = self.batch.end_token_id
+
+    def _watcher(self) -> Callable[[], None] | None:
+        """Before a step: what to call after it, if somebody wants to see it."""
+        wants_draft, wants_step = (hasattr(self.streamer, name) for name in ("put_draft", "put_step"))
+        if not (wants_draft or wants_step or self.config.return_trace):
+            return None
+        state = self.batch.state
+        tokens, masked = state.tokens.clone(), state.masked.clone()
+
+        def watch() -> None:
+            self.batch.settle()
+            self._publish([row for row, sequence in enumerate(self.rows) if sequence is not None])
+            if wants_step or self.config.return_trace:
+                records = self._records(tokens, masked)
+                if wants_step:
+                    self.streamer.put_step(self.step_number, self.generated.cpu(), records)
+            if wants_draft:
+                self.streamer.put_draft(self.generated.cpu())
+
+        return watch
+
+    def _records(self, tokens_before: Tensor, masked_before: Tensor) -> list[StepRecord | None]:
+        """The step's record for each sequence of the caller's batch, None for finished ones; kept in ``trace``."""
+        state = self.batch.state
+        records: list[StepRecord | None] = [None] * len(self.trace)
+        for row, sequence in enumerate(self.rows):
+            if sequence is None:
+                continue
+            record = record_step(
+                step=self.step_number,
+                block=sequence.block,
+                block_length=self.config.block_size,
+                tokens_before=tokens_before[row],
+                tokens_after=state.tokens[row],
+                masked_before=masked_before[row],
+                masked_after=state.masked[row],
+                confidence=self.batch.confidence[row],
             )
-        token_ids, confidence = self._score()
-        masked_before, tokens_before = state.masked.clone(), state.tokens.clone()
-        revocable_before = state.revocable.clone()
-        status = self.decoder.update(state, token_ids, confidence).cpu()
-        if (status == 2).any():
-            self._raise_nan(status, confidence, masked_before, revocable_before)
-        self.tokens.scatter_(1, self.block_positions, state.tokens)
-        self._note(masked_before, tokens_before, confidence)
-        running = self.active.to(state.block_step.device)
-        state.block_step += running
-        self.steps += running
-        finished = (status == 1) & self.active
-        if finished.any():
-            self._advance(finished.to(self.tokens.device))
+            records[sequence.number] = record
+            self.trace[sequence.number].append(record)
+        return records
 
-    def _score(self) -> tuple[Tensor, Tensor]:
-        """Token and confidence (B, K) of every block position: its real row if masked, its shadow row if filled."""
-        state = self.state
-        rows = self.block_positions
-        if self.num_shadow:
-            rows = torch.where(state.masked, rows, self.num_real + self.offsets)
-        hidden = self._hidden_rows(self.tokens, rows)
-        if self.config.cfg_scale > 0:
-            # The head is linear, so guiding the hidden rows guides the logits.
-            unguided = self._hidden_rows(self._without_prompt(), rows).float()
-            hidden = (unguided + (self.config.cfg_scale + 1) * (hidden.float() - unguided)).to(hidden.dtype)
-        weight, bias = self.backbone.head()
-        temperature, seed = (self.temperature, state.row_seeds) if self.samples else (0.0, 0)
-        candidates = self.decoder.candidate_ids(state)
-        return wino_kernels.linear_score_tokens(
-            hidden, weight, candidates, bias=bias, temperature=temperature, seed=seed
-        )
-
-    def _hidden_rows(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        return self.backbone.hidden_rows(
-            tokens,
-            rows,
-            position_ids=self.position_ids,
-            num_shadow=self.num_shadow,
-            block_start=self.block_positions[:, 0].contiguous(),
-            key_padding_mask=self.visible,
-        )
-
-    def _without_prompt(self) -> Tensor:
-        tokens = self.tokens.clone()
-        tokens[:, : self.prompt_length] = self.backbone.mask_token_id
-        return tokens
-
-    def _advance(self, moving: Tensor) -> None:
-        """Move the sequences ``moving`` (B,) to their next block that has something to fill, or out of the batch."""
-        state, mask_id = self.state, self.backbone.mask_token_id
-        while True:
-            self.block = torch.where(moving, self.block + 1, self.block)
-            inside = self.block < self.num_blocks
-            positions = (
-                self.prompt_length
-                + self.block.clamp(max=self.num_blocks - 1)[:, None] * len(self.offsets)
-                + self.offsets
-            )
-            tokens = self.tokens.gather(1, positions)
-            entering = moving & inside
-            fresh = (tokens == mask_id) & entering[:, None]
-            state.tokens.copy_(torch.where(moving[:, None], tokens, state.tokens))
-            state.masked.copy_(torch.where(moving[:, None], fresh, state.masked))
-            moving = entering & ~fresh.any(1)
-            started = entering & ~moving
-            state.revocable.masked_fill_(started[:, None] | ~inside[:, None], False)
-            state.last_accepted.masked_fill_(started, _LAST_ACCEPTED_AT_START)
-            state.last_accepted.masked_fill_(~inside, 0)
-            state.block_step.masked_fill_(started, 0)
-            self.block_positions = positions
-            self.decoder.start_blocks(state, started)
-            if not moving.any():
-                break
-        self.active = inside.cpu()
-        self.position_ids = self.real_positions
-        if self.num_shadow:
-            self.position_ids = torch.cat((self.real_positions, self.real_positions.gather(1, positions)), dim=1)
-
-    def _note(self, masked_before: Tensor, tokens_before: Tensor, confidence: Tensor) -> None:
-        """Keep ``accepted_at``, and the records where somebody asked for them."""
-        state, region = self.state, self.block_positions - self.prompt_length
-        accepted = masked_before & ~state.masked
-        # A re-masked position is accepted again before its block ends, which overwrites its entry.
-        at = torch.where(accepted, self.steps[:, None], self.accepted_at.gather(1, region))
-        self.accepted_at.scatter_(1, region, at)
-        wants_records = hasattr(self.streamer, "put_step")
-        if self.config.return_trace or wants_records:
-            records = [
-                record_step(
-                    step=int(self.steps[i]),
-                    block=int(self.block[i]),
-                    block_length=len(self.offsets),
-                    tokens_before=tokens_before[i],
-                    tokens_after=state.tokens[i],
-                    masked_before=masked_before[i],
-                    masked_after=state.masked[i],
-                    confidence=confidence[i],
-                )
-                if self.active[i]
-                else None
-                for i in range(len(self.trace))
-            ]
-            for history, record in zip(self.trace, records, strict=True):
-                if record is not None:
-                    history.append(record)
-            if wants_records:
-                self.streamer.put_step(int(self.steps.max()), self.generated.cpu(), records)
-        if hasattr(self.streamer, "put_draft"):
-            self.streamer.put_draft(self.generated.cpu())
-
-    def _raise_nan(self, status: Tensor, confidence: Tensor, masked: Tensor, revocable: Tensor) -> None:
-        sequence = int((status == 2).nonzero()[0])
-        nan = confidence[sequence].isnan()
-        drafted = nan & masked[sequence]
-        wrong = (drafted if drafted.any() else nan & revocable[sequence]).nonzero()[0]
-        position = int(self.block_positions[sequence, wrong]) - self.prompt_length
+    def _raise_nan(self, report: list[list[int]]) -> None:
+        row = next(row for row, (status, _) in enumerate(report) if status == 2)
+        sequence, state = self.rows[row], self.batch.state
+        assert sequence is not None
+        nan = self.batch.confidence[row].isnan()
+        drafted = nan & state.masked[row]
+        wrong = (drafted if drafted.any() else nan & state.revocable[row]).nonzero()[0]
         raise FloatingPointError(
-            f"the model's logits are NaN or infinite for sequence {sequence}, generated position {position}, "
-            f"step {int(self.steps[sequence])}"
+            f"the model's logits are NaN or infinite for sequence {sequence.number}, generated position "
+            f"{sequence.block * self.config.block_size + int(wrong)}, step {self.step_number}"
         )

@@ -35,7 +35,7 @@ class BlockState:
 
 
 class Decoder(ABC):
-    """One per decode; holds the settings as run-time tensors.
+    """One per decode; holds the settings as run-time tensors, every one with a row a sequence, changed in place.
 
     ``uses_shadow`` says whether filled positions are scored in the shadow block (SPEC section 2).
     """
@@ -53,6 +53,10 @@ class Decoder(ABC):
         """(B, K) what each row is scored for: -1 draft, >= 0 verify that token, -2 nothing."""
         return torch.where(state.masked, -1, -2)
 
+    def keep(self, rows: Tensor) -> None:
+        """Only ``rows`` (int64) of the sequences go on."""
+        keep_rows(self, rows)
+
     @abstractmethod
     def update(self, state: BlockState, token_ids: Tensor, confidence: Tensor) -> Tensor:
         """Write the next tokens in place; returns the status (B,) int32 of SPEC section 6."""
@@ -64,3 +68,10 @@ def per_request(value: PerRequest, batch: int, device: torch.device, dtype: torc
     if dtype == torch.int64:
         values = [(int(v) + (1 << 63)) % (1 << 64) - (1 << 63) for v in values]
     return torch.tensor(values, dtype=dtype).to(device).expand(batch).contiguous()
+
+
+def keep_rows(holder: object, rows: Tensor, shared: Sequence[str] = ()) -> None:
+    """Replace every tensor attribute of ``holder`` but ``shared`` ones by these rows of it."""
+    for name, value in vars(holder).items():
+        if isinstance(value, Tensor) and name not in shared:
+            setattr(holder, name, value.index_select(0, rows))

@@ -22,7 +22,7 @@ class LowConfidence(Decoder):
         self.masks_at_start = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def start_blocks(self, state: BlockState, starting: Tensor) -> None:
-        self.masks_at_start = torch.where(starting, state.masked.sum(-1), self.masks_at_start)
+        self.masks_at_start.copy_(torch.where(starting, state.masked.sum(-1), self.masks_at_start))
 
     def update(self, state: BlockState, token_ids: Tensor, confidence: Tensor) -> Tensor:
         if self.config.remasking == "random":

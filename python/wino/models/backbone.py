@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ from transformers import PreTrainedModel
 
 from wino_kernels import shadow_attention
 
-from .llada import LLaDAModelLM, lm_head, logit_scale, trunk_forward
+from ..cache import KeyValueCache, Store
+from .llada import LLaDAModelLM, Rows, iter_blocks, lm_head, logit_scale, rotary_table, trunk_forward
 from .patching import is_patched, looks_like_llada
 
 
@@ -65,6 +67,55 @@ class Backbone:
             if low < 0 or high >= limit:
                 raise ValueError(f"{name} must lie in [0, {limit}), got {low if low < 0 else high}")
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, L) -> (B, L, H), what :meth:`trunk` takes."""
+        return self._transformer.wte(tokens)
+
+    def rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, 1, L, d) in float32 of positions (B, L) or (L,)."""
+        return rotary_table(self._config, position_ids)
+
+    def new_cache(self, rows: int, length: int) -> KeyValueCache:
+        """Room for the keys and values of ``rows`` sequences of ``length`` tokens."""
+        config = self._config
+        heads = config.n_heads if config.n_kv_heads is None else config.n_kv_heads
+        shape = (rows, heads, length, config.d_model // config.n_heads)
+        return KeyValueCache(len(list(iter_blocks(self._transformer))), shape, self.dtype, self.device)
+
+    def trunk(
+        self,
+        embedded: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        rows: Tensor,
+        *,
+        num_shadow: int = 0,
+        block_start: Tensor,
+        key_padding_mask: Tensor | None = None,
+        stores: Iterable[Store] | None = None,
+    ) -> Tensor:
+        """One forward pass, real tokens followed by the shadow block (SPEC section 2), of which only some rows leave.
+
+        Nothing is checked and nothing is read from the device: the same shapes can be compiled and captured.
+
+        Args:
+            embedded: (B, L, H) tokens that run through the layers, the last ``num_shadow`` of them shadow tokens.
+            rotary: tables of the L tokens, from :meth:`rotary`.
+            rows: (B, R) int64 indices into L.
+            block_start: (B,) int64 index among the keys of the one that shadow query 0 must not see.
+            key_padding_mask: (B, Lk) bool, True = may be attended; None: all.
+            stores: of a pass over a :class:`KeyValueCache`; None: the keys are those of the L tokens.
+
+        Returns:
+            (B, R, H) after the final norm, in the model's dtype; the factor of ``scale_logits`` is already applied.
+        """
+        attend = partial(
+            shadow_attention, num_shadow=num_shadow, block_start=block_start, key_padding_mask=key_padding_mask
+        )
+        leaving = _asking(rows, embedded.shape[1], num_shadow)
+        hidden = trunk_forward(self._transformer, self._config, embedded, rotary, attend, leaving, stores)
+        hidden = self._transformer.ln_f(hidden)
+        return hidden * logit_scale(self._config) if self._config.scale_logits else hidden
+
     def hidden_rows(
         self,
         tokens: Tensor,
@@ -75,7 +126,7 @@ class Backbone:
         block_start: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """One forward pass, real tokens followed by the shadow block (SPEC section 2), of which only some rows leave.
+        """:meth:`trunk` of plain token ids, checked: what a decoder outside this package calls.
 
         Args:
             tokens: (B, L) int64, the last ``num_shadow`` of them shadow tokens.
@@ -85,9 +136,6 @@ class Backbone:
             block_start: (B,) int64 index of the real token that shadow query 0 must not see; needed iff
                 ``num_shadow`` > 0.
             key_padding_mask: (B, L) bool, True = may be attended; None: all.
-
-        Returns:
-            (B, R, H) after the final norm, in the model's dtype; the factor of ``scale_logits`` is already applied.
 
         Raises:
             ValueError: a shape does not fit; or, on the CPU, what :meth:`check_inputs` finds (elsewhere that would
@@ -105,12 +153,24 @@ class Backbone:
             block_start = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_inputs(tokens, position_ids)
-        attend = partial(
-            shadow_attention, num_shadow=num_shadow, block_start=block_start, key_padding_mask=key_padding_mask
+        return self.trunk(
+            self.embed(tokens),
+            self.rotary(position_ids),
+            rows,
+            num_shadow=num_shadow,
+            block_start=block_start,
+            key_padding_mask=key_padding_mask,
         )
-        hidden = trunk_forward(self._transformer, self._config, tokens, position_ids, attend, rows)
-        hidden = self._transformer.ln_f(hidden)
-        return hidden * logit_scale(self._config) if self._config.scale_logits else hidden
+
+
+def _asking(rows: Tensor, length: int, num_shadow: int) -> Rows:
+    """Leaving rows as queries: each of them as a real one, then the whole shadow block, as attention expects it."""
+    if not num_shadow:
+        return Rows(rows, rows, None)
+    num_real, among = length - num_shadow, torch.arange(rows.shape[1], device=rows.device)
+    shadow = torch.arange(num_real, length, device=rows.device).expand(len(rows), -1)
+    answers = torch.where(rows < num_real, among, rows - num_real + rows.shape[1])
+    return Rows(rows, torch.cat((rows, shadow), dim=1), answers)
 
 
 def backbone_of(model: PreTrainedModel | nn.Module) -> Backbone:

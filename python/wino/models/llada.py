@@ -8,8 +8,8 @@ Sub-modules are called, never read, so that wrapped projections (LoRA) count.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from ..cache import Store
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps query (B, Hq, L, d), key and value (B, Hkv, L, d) to the attention output (B, Hq, L, d)."""
+"""Maps query (B, Hq, Lq, d), key and value (B, Hkv, Lk, d) to the attention output (B, Hq, Lq, d)."""
 
 # Fields of the authors' configuration that would change the forward pass, and their values in LLaDA-8B, ours first.
 _FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
@@ -202,26 +204,57 @@ def select_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
+def rotary_rows(rotary: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of a rotary table (B or 1, 1, L, head_dim) for rows ``rows`` (B, R)."""
+    cos, sin = (select_rows(table[:, 0].expand(len(rows), -1, -1), rows)[:, None] for table in rotary)
+    return cos, sin
+
+
+class Rows(NamedTuple):
+    """The rows that leave the last block, which computes queries, output projection and MLP for no others.
+
+    Attributes:
+        leaving: (B, R) indices into the L rows.
+        queries: (B, Q) indices of the rows that ask; attention knows real queries from shadow queries by their place.
+        answers: (B, R) where among the queries each leaving row finds its answer; None: they are the queries.
+    """
+
+    leaving: Tensor
+    queries: Tensor
+    answers: Tensor | None
+
+
 def block_forward(
-    block: Any, x: Tensor, rotary: tuple[Tensor, Tensor], config: Any, attend: Attend, rows: Tensor | None = None
+    block: Any,
+    x: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    config: Any,
+    attend: Attend,
+    rows: Rows | None = None,
+    store: Store | None = None,
 ) -> Tensor:
     """One transformer block over hidden states ``x`` (B, L, d_model).
 
-    ``block`` is any module with LLaDA's sub-module names. With ``rows`` (B, R), only those rows of the output are
-    computed: (B, R, d_model).
+    ``block`` is any module with LLaDA's sub-module names. ``store`` sees the block's keys and values before they are
+    attended to, and may return others. With ``rows`` only those leave: (B, R, d_model).
     """
-    batch, length, _ = x.shape
+    batch = x.shape[0]
 
     def heads(projected: Tensor) -> Tensor:  # [B, L, H * head_dim] -> [B, H, L, head_dim]
-        return projected.view(batch, length, -1, config.d_model // config.n_heads).transpose(1, 2)
+        return projected.view(batch, projected.shape[1], -1, config.d_model // config.n_heads).transpose(1, 2)
 
     normed = block.attn_norm(x)
-    query = rotate(heads(block.q_proj(normed)), rotary, config.rope_full_precision)
     key = rotate(heads(block.k_proj(normed)), rotary, config.rope_full_precision)
-    attended = attend(query, key, heads(block.v_proj(normed)))
-    attended = attended.transpose(1, 2).reshape(batch, length, config.d_model)
+    value = heads(block.v_proj(normed))
+    if store is not None:
+        key, value = store(key, value)
     if rows is not None:
-        x, attended = select_rows(x, rows), select_rows(attended, rows)
+        normed, rotary = select_rows(normed, rows.queries), rotary_rows(rotary, rows.queries)
+        x = select_rows(x, rows.leaving)
+    query = rotate(heads(block.q_proj(normed)), rotary, config.rope_full_precision)
+    attended = attend(query, key, value).transpose(1, 2).reshape(batch, -1, config.d_model)
+    if rows is not None and rows.answers is not None:
+        attended = select_rows(attended, rows.answers)
     x = x + block.attn_out(attended)
     normed = block.ff_norm(x)
     return x + block.ff_out(F.silu(block.ff_proj(normed)) * block.up_proj(normed))
@@ -237,18 +270,23 @@ def iter_blocks(transformer: Any) -> Iterator[Any]:
 
 
 def trunk_forward(
-    transformer: Any, config: Any, input_ids: Tensor, position_ids: Tensor, attend: Attend, rows: Tensor | None = None
+    transformer: Any,
+    config: Any,
+    x: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    attend: Attend,
+    rows: Rows | None = None,
+    stores: Iterable[Store] | None = None,
 ) -> Tensor:
-    """Embedding and all blocks: token ids (B, L) -> hidden states (B, L, d_model) before the final norm.
+    """All blocks: embedded tokens ``x`` (B, L, d_model) -> hidden states (B, L, d_model) before the final norm.
 
-    With ``rows`` (B, R), the last block computes only those: (B, R, d_model).
+    ``stores``: one for each block, see :func:`block_forward`. With ``rows`` only those leave: (B, R, d_model).
     """
-    rotary = rotary_table(config, position_ids)
-    x = transformer.wte(input_ids)
     blocks = list(iter_blocks(transformer))
-    for block in blocks[:-1]:
-        x = block_forward(block, x, rotary, config, attend)
-    return block_forward(blocks[-1], x, rotary, config, attend, rows)
+    each: Iterable[Store | None] = stores or [None] * len(blocks)
+    for block, store in zip(blocks, each, strict=True):
+        x = block_forward(block, x, rotary, config, attend, rows if block is blocks[-1] else None, store)
+    return x
 
 
 def masked_attention(attention_mask: Tensor | None) -> Attend:
@@ -304,7 +342,8 @@ def logits_forward(
     """Logits (B, L, V) of every position; ``model`` is ours or a live model of the authors' code."""
     transformer, config = model.model.transformer, model.config
     attend = masked_attention(_visibility(attention_mask, *input_ids.shape))
-    hidden = trunk_forward(transformer, config, input_ids, _positions(position_ids, input_ids), attend)
+    rotary = rotary_table(config, _positions(position_ids, input_ids))
+    hidden = trunk_forward(transformer, config, transformer.wte(input_ids), rotary, attend)
     hidden = transformer.ln_f(hidden)
     logits = F.linear(hidden, transformer.wte.weight) if config.weight_tying else transformer.ff_out(hidden)
     return logits * logit_scale(config) if config.scale_logits else logits

@@ -1,0 +1,262 @@
+"""The sequences of a decode on the device, in buffers that stay where they are from step to step (SPEC section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import wino_kernels
+
+from .config import GenerationConfig
+from .decoders.base import BlockState, keep_rows, per_request
+from .models.backbone import Backbone
+from .models.llada import rotary_rows, select_rows
+
+_LAST_ACCEPTED_AT_START = 30
+
+
+class Batch:
+    """B sequences, each in a block of its own: P + G real tokens, then the shadow block.
+
+    What a step needs of the layout (embeddings, rotary tables, indices) is built when a block begins; a step rewrites
+    the block's embeddings alone. Tensors are changed in place, so that a step can be captured as a graph: only ``keep``
+    replaces them, and ``enter`` some when it says so. Each has one row a sequence; what runs through the model has C
+    copies of it, [B, C, ...]: a second one without the prompt for classifier-free guidance.
+
+    Attributes:
+        tokens: (B, P + G) int64, up to date after ``settle``.
+        accepted_at: (B, G) int64, SPEC section 5, up to date after ``settle``.
+        state: the current blocks.
+        block_positions: (B, K) int64, where in ``tokens`` they lie.
+        block_accepted_at: (B, K) int64.
+        confidence: (B, K) float32 of the last step.
+        end_token_id: the end-of-sequence token; -1, which no token is, where the model has none.
+        steps: (B,) int64, forward passes so far.
+        report: (B, 2) int32, what the host reads after a step: the decoder's status (SPEC section 6), and whether the
+            block holds nothing but the end-of-sequence token.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: GenerationConfig,
+        prompt: Tensor,
+        visible: Tensor,
+        generation_ids: Tensor,
+        uses_shadow: bool,
+    ) -> None:
+        self.backbone, self.config = backbone, config
+        batch, self.prompt_length = prompt.shape
+        self.block_length, device = config.block_size, backbone.device
+        self.num_real = self.prompt_length + config.max_new_tokens
+        self.num_shadow = self.block_length if uses_shadow else 0
+        self.tokens = torch.cat((prompt, generation_ids), dim=1)
+        self.accepted_at = torch.full_like(generation_ids, -1)
+        self.steps = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.temperature = (
+            per_request(config.temperature, batch, device, torch.float32)[:, None]
+            .expand(batch, self.block_length)
+            .contiguous()
+        )
+        self.seed = per_request(config.seed, batch, device, torch.int64)
+        self.end_token_id = -1 if backbone.eos_token_id is None else backbone.eos_token_id
+        self.samples = any(value > 0 for value in _values(config.temperature))
+        self._start_blocks(batch, device)
+        self._lay_out(visible)
+
+    def _start_blocks(self, batch: int, device: torch.device) -> None:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(batch, *shape, dtype=dtype, device=device)
+
+        size = self.block_length
+        self.state = BlockState(
+            tokens=zeros(size),
+            masked=zeros(size, dtype=torch.bool),
+            revocable=zeros(size, dtype=torch.bool),
+            last_accepted=zeros(dtype=torch.int32),
+            block_step=zeros(),
+            row_seeds=zeros(size),
+        )
+        self.offsets = torch.arange(size, device=device)
+        self.block_start = zeros() + self.prompt_length
+        self.block_positions = self.block_start[:, None] + self.offsets
+        self.block_accepted_at = zeros(size)
+        self.confidence = zeros(size, dtype=torch.float32)
+        self.report = zeros(2, dtype=torch.int32)
+        self._read_blocks()
+
+    def _read_blocks(self) -> None:
+        """The blocks' tokens as they stand in ``tokens``."""
+        self.state.tokens.copy_(self.tokens.gather(1, self.block_positions))
+        self.block_accepted_at.copy_(self.accepted_at.gather(1, self.block_positions - self.prompt_length))
+
+    def _lay_out(self, visible: Tensor) -> None:
+        """What the model sees, but for the block: embeddings, rotary tables, padding, cache."""
+        backbone, batch = self.backbone, len(self.tokens)
+        mask_id, copies = backbone.mask_token_id, 2 if self.config.cfg_scale > 0 else 1
+        shadow = self.tokens.new_full((batch, self.num_shadow), mask_id)
+        seen = torch.cat((self.tokens, shadow), dim=1)[:, None].repeat(1, copies, 1)  # [B, C, L]
+        seen[:, 1:, : self.prompt_length] = mask_id
+        self.embedded = backbone.embed(seen)  # [B, C, L, H]
+        self.positions = (visible.long().cumsum(1) - 1).clamp(min=0)  # [B, P]
+        behind = torch.arange(1, self.num_real - self.prompt_length + 1, device=visible.device)
+        self.positions = torch.cat((self.positions, self.positions[:, -1:] + behind), dim=1)  # [B, P + G]
+        cos, sin = backbone.rotary(torch.cat((self.positions, self.positions[:, : self.num_shadow]), dim=1))
+        self.cos, self.sin = (table[:, None].repeat(1, copies, 1, 1, 1) for table in (cos, sin))  # [B, C, 1, L, d]
+        self.padding: Tensor | None = None  # [B, C, L]
+        if not bool(visible.all()):
+            rest = visible.new_ones(batch, self.num_real + self.num_shadow - self.prompt_length)
+            self.padding = torch.cat((visible, rest), dim=1)[:, None].repeat(1, copies, 1)
+        self.part: tuple[Tensor, Tensor, Tensor] | None = None  # indices into L and their rotary tables
+        self.cache = None
+        if self.config.cache != "none":
+            self.cache = backbone.new_cache(batch * copies, self.num_real + self.num_shadow)
+
+    def enter(self, blocks: Sequence[int | None], entering: Sequence[bool]) -> bool:
+        """Put each sequence in its block; those ``entering`` start it. None: the sequence is done and stays idle.
+
+        ``settle`` has been called since the last step. Returns whether tensors that steps use have been replaced.
+        """
+        state, device = self.state, self.tokens.device
+        number = torch.tensor([0 if block is None else block for block in blocks], device=device)
+        starting = torch.tensor(entering, device=device)
+        idle = torch.tensor([block is None for block in blocks], device=device)
+        self.block_start.copy_(self.prompt_length + number * self.block_length)
+        self.block_positions.copy_(self.block_start[:, None] + self.offsets)
+        self._read_blocks()
+        fresh = state.tokens == self.backbone.mask_token_id
+        state.masked.copy_(torch.where(starting[:, None], fresh, state.masked) & ~idle[:, None])
+        state.revocable.masked_fill_((starting | idle)[:, None], False)
+        state.last_accepted.masked_fill_(starting, _LAST_ACCEPTED_AT_START).masked_fill_(idle, 0)
+        state.block_step.masked_fill_(starting, 0)
+        if self.num_shadow:
+            for table in (self.cos, self.sin):
+                rows = self.block_positions[:, None, None, :, None].expand(*table.shape[:3], -1, table.shape[-1])
+                table[:, :, :, self.num_real :] = table.gather(3, rows)
+        return self.cache is not None and self._choose_part(blocks)
+
+    def _choose_part(self, blocks: Sequence[int | None]) -> bool:
+        """The tokens that run through the layers beside the cache: block, with "prefix" all behind it, shadow block."""
+        width = self.block_length
+        if self.config.cache == "prefix":
+            first = min(block for block in blocks if block is not None)
+            width = self.config.max_new_tokens - first * self.block_length
+        ahead = torch.arange(width, device=self.tokens.device)
+        # A sequence that is nearer to its end than another repeats its last token.
+        window = (self.block_start[:, None] + ahead).clamp(max=self.num_real - 1)
+        shadow = torch.arange(self.num_real, self.num_real + self.num_shadow, device=self.tokens.device)
+        part = torch.cat((window, shadow.expand(len(window), -1)), dim=1)
+        copies = self.embedded.shape[1]
+        part = part[:, None].repeat(1, copies, 1)  # [B, C, width + shadow]
+        tables = (self.cos.flatten(0, 1), self.sin.flatten(0, 1))
+        cos, sin = (table.unflatten(0, (-1, copies)) for table in rotary_rows(tables, part.flatten(0, 1)))
+        fresh = (part, cos, sin)
+        moved = self.part is None or self.part[0].shape != part.shape
+        if self.part is None or moved:
+            self.part = fresh
+        else:
+            for kept, new in zip(self.part, fresh, strict=True):
+                kept.copy_(new)
+        return moved
+
+    def settle(self) -> None:
+        """Write the blocks' tokens, with their embeddings and times of acceptance, to where they belong."""
+        self.tokens.scatter_(1, self.block_positions, self.state.tokens)
+        self.accepted_at.scatter_(1, self.block_positions - self.prompt_length, self.block_accepted_at)
+        self._embed_blocks()
+
+    def _embed_blocks(self) -> None:
+        fresh = self.backbone.embed(self.state.tokens)[:, None]  # [B, 1, K, H]
+        copies, width = self.embedded.shape[1], self.embedded.shape[-1]
+        rows = self.block_positions[:, None, :, None].expand(-1, copies, -1, width)
+        self.embedded.scatter_(2, rows, fresh.expand(-1, copies, -1, -1))
+
+    def draw_seeds(self) -> None:
+        """This step's seed of each row's random draws (SPEC section 6, random draws)."""
+        positions = self.positions.gather(1, self.block_positions)
+        self.state.row_seeds.copy_(wino_kernels.row_seeds(self.seed, self.steps, positions))
+
+    def hidden_rows(self, whole: bool, refreshed: Tensor | None = None) -> Tensor:
+        """(B, K, H): of every block position its real row if masked, its shadow row if filled.
+
+        Args:
+            whole: all tokens run through the layers (and into the cache, if there is one); else block and shadow block.
+            refreshed: (n,) int64 sequences of which all tokens run through the layers as well.
+        """
+        self._embed_blocks()
+        hidden = self._whole(None) if whole else self._part()
+        if refreshed is not None:
+            hidden = hidden.index_copy(0, refreshed, self._whole(refreshed))
+        return hidden
+
+    def _whole(self, sequences: Tensor | None) -> Tensor:
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor if sequences is None else tensor.index_select(0, sequences)
+
+        stores = None
+        if self.cache is not None:
+            stores = self.cache.whole(None if sequences is None else self._copies_of(sequences))
+        rows = self._leaving(chosen(self.block_positions), self.num_real, chosen(self.state.masked))
+        return self._guided(chosen(self.embedded), (chosen(self.cos), chosen(self.sin)), rows, chosen, stores)
+
+    def _part(self) -> Tensor:
+        assert self.cache is not None and self.part is not None
+        index, *rotary = self.part
+        part = index.flatten(0, 1)  # [B C, width + shadow]
+        embedded = select_rows(self.embedded.flatten(0, 1), part).unflatten(0, index.shape[:2])
+        rows = self._leaving(self.offsets, part.shape[1] - self.num_shadow, self.state.masked)
+        return self._guided(embedded, (rotary[0], rotary[1]), rows, lambda tensor: tensor, self.cache.part(part))
+
+    def _leaving(self, real: Tensor, num_real: int, masked: Tensor) -> Tensor:
+        """(n, K) rows: ``real`` where masked, else those of the shadow block behind ``num_real`` tokens."""
+        if not self.num_shadow:
+            return real.expand_as(masked)
+        return torch.where(masked, real, num_real + self.offsets)
+
+    def _copies_of(self, sequences: Tensor) -> Tensor:
+        copies = self.embedded.shape[1]
+        return (sequences[:, None] * copies + torch.arange(copies, device=sequences.device)).flatten()
+
+    def _guided(
+        self,
+        embedded: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        rows: Tensor,
+        chosen: Callable[[Tensor], Tensor],
+        stores: Any,
+    ) -> Tensor:
+        """One pass over all copies; with guidance, what comes of the two."""
+        copies = embedded.shape[1]
+
+        def each(tensor: Tensor) -> Tensor:  # [n, ...] -> [n C, ...]
+            return tensor[:, None].expand(-1, copies, *tensor.shape[1:]).flatten(0, 1)
+
+        hidden = self.backbone.trunk(
+            embedded.flatten(0, 1),
+            (rotary[0].flatten(0, 1), rotary[1].flatten(0, 1)),
+            each(rows),
+            num_shadow=self.num_shadow,
+            block_start=each(chosen(self.block_start)),
+            key_padding_mask=None if self.padding is None else chosen(self.padding).flatten(0, 1),
+            stores=stores,
+        ).unflatten(0, (-1, copies))
+        if copies == 1:
+            return hidden[:, 0]
+        # The head is linear, so guiding the hidden rows guides the logits.
+        with_prompt, without = hidden.float().unbind(1)
+        return (without + (self.config.cfg_scale + 1) * (with_prompt - without)).to(hidden.dtype)
+
+    def keep(self, rows: Tensor) -> None:
+        """Only ``rows`` (int64) of the sequences go on."""
+        keep_rows(self.state, rows)
+        if self.cache is not None:
+            self.cache.keep(self._copies_of(rows))
+            self.part = None
+        keep_rows(self, rows, shared=("offsets",))
+
+
+def _values(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) else [value]
