@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import weakref
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from kernel_paths import over_paths
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wino_kernels
+from wino_kernels import backends
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # rows, H, V
@@ -231,3 +235,67 @@ def test_full_vocabulary(path: str) -> None:
     assert tokens.tolist() == [int(logits[0].argmax()), 126463, 0]
     exact = probability(exact_logits(hidden, weight), tokens)
     assert ((confidence - exact).abs() <= (probability(logits, tokens) - exact).abs() + 2e-6).all()
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {
+            t.untyped_storage()._cdata for t in torch.utils._pytree.tree_leaves((args, kwargs)) if torch.is_tensor(t)
+        }
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if torch.is_tensor(tensor) and (storage := tensor.untyped_storage())._cdata not in given:
+                self.alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+        self.most = max(self.most, sum(self.alive.values()))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "vocabulary", "dtype", "round_to"),
+    [
+        (1, 8, 126464, torch.float32, "input"),
+        (64, 8, 126464, torch.bfloat16, "input"),
+        (1024, 8, 20000, torch.float32, "input"),
+        (5000, 8, 3000, torch.float32, torch.bfloat16),
+        (33, 4096, 1500, torch.bfloat16, torch.float32),
+        (1100, 4096, 1100, torch.float32, "input"),
+    ],
+)
+@pytest.mark.parametrize("skips", [False, True])
+def test_memory_is_bounded_on_the_cpu(
+    rows: int, width: int, vocabulary: int, dtype: torch.dtype, round_to: Any, skips: bool
+) -> None:
+    """Whatever the rows, the vocabulary and the dtypes; and tiles and blocks of rows join to what they should be."""
+    hidden = torch.randint(-1, 2, (rows, width)).to(dtype)
+    weight = torch.randint(-1, 2, (vocabulary, width)).to(dtype) / 8
+    ids = torch.arange(rows) % vocabulary
+    ids[::3] = -1
+    if skips:
+        ids[1::3] = -2
+    kernel = backends._load("cpu").kernels["linear_score_tokens"]  # a mode does not look into an operator
+    with LiveBytes() as live:
+        tokens, confidence = kernel(hidden, weight, ids, None, None, None, None if round_to == "input" else round_to)
+    assert min(2 << 20, rows * vocabulary) < live.most < 16 << 20
+    some = torch.arange(0, rows, max(rows // 40, 1))
+    logits = F.linear(hidden[some].float(), weight.float()).to(dtype if round_to == "input" else round_to)
+    expected = wino_kernels.score_tokens(logits, ids[some])
+    assert torch.equal(tokens[some], expected[0])
+    assert torch.allclose(confidence[some], expected[1], rtol=4e-6, atol=1e-12)
+
+
+@over_paths("linear_score_tokens")
+def test_weights_that_ask_for_gradients(path: str) -> None:
+    """As parameters do: the scores carry none."""
+    hidden, weight, bias = head(40, 16, 30000, torch.float32)
+    ids = torch.randint(-2, 30000, (40,))
+    plain = wino_kernels.linear_score_tokens(hidden, weight, ids, bias=bias)
+    asking = wino_kernels.linear_score_tokens(hidden, torch.nn.Parameter(weight), ids, bias=torch.nn.Parameter(bias))
+    assert torch.equal(asking[0], plain[0]) and torch.equal(asking[1], plain[1])

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from kernel_paths import over_paths
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wino_kernels
+from wino_kernels import backends
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
@@ -196,6 +198,70 @@ def test_strided_inputs(path: str) -> None:
     for tensor in (query, key, value):
         tensor.copy_(torch.randn(2, 4, 12, 8))
     check((query, key, value), num_shadow=3, block_start=torch.tensor([0, 6]))
+
+
+@over_paths("shadow_attention")
+def test_the_layout_its_fake_promises(path: str) -> None:
+    """What torch.compile relies on: contiguous, whatever the strides of the query, few real queries or many."""
+    for queries in (4, 8, 12):
+        query, key, value = (x.transpose(1, 2) for x in inputs(2, 12, 12, 4, 4, 8))
+        output = wino_kernels.shadow_attention(
+            query[:, :, -queries:], key, value, num_shadow=4, block_start=torch.tensor([0, 6])
+        )
+        assert not query.is_contiguous() and output.is_contiguous()
+
+
+@over_paths("shadow_attention")
+def test_equal_blocks_and_equal_padding(path: str) -> None:
+    """One block for all, padding that all share, and a padded key of the block itself: nothing special about them."""
+    keys = torch.arange(21)
+    for first, hole in (((3, 3), 21), ((4, 6), 21), ((2, 5), 9), ((17, 18), 21)):
+        padding = (keys >= torch.tensor(first)[:, None]) & (keys != hole)
+        for queries in (8, 19):
+            tensors = inputs(2, 4, 2, queries, 21, 8)
+            for tensor in tensors[1:]:
+                tensor.masked_fill_(~padding[:, None, :, None], math.inf)
+            check(tensors, num_shadow=4, block_start=torch.tensor([8, 8]), key_padding_mask=padding)
+
+
+@over_paths("shadow_attention")
+def test_long_padding(path: str) -> None:
+    """Longer than a tile of any library: whole tiles of keys that a query does not see."""
+    keys, shadow = 1300, 3
+    padding = torch.arange(keys)[None, :] >= torch.tensor([0, 1290])[:, None]
+    tensors = inputs(2, 1, 1, 5, keys, 4)
+    for tensor in tensors[1:]:
+        tensor.masked_fill_(~padding[:, None, :, None], math.nan)
+    check(tensors, num_shadow=shadow, block_start=torch.tensor([700, 1292]), key_padding_mask=padding)
+    check(
+        (tensors[0][:, :, 2:], *tensors[1:]),
+        num_shadow=shadow,
+        block_start=torch.tensor([5, 5]),
+        key_padding_mask=padding,
+    )
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor made inside."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        leaves = (leaf for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
+        self.elements = max(self.elements, *(leaf.numel() for leaf in leaves), 0)
+        return result
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_as_large_as_the_scores_on_the_cpu(padded: bool) -> None:
+    keys, shadow = 700, 20
+    query, key, value = inputs(2, 2, 1, keys, keys, 16)
+    padding = torch.arange(keys)[None, :] >= torch.tensor([0, 50 * padded])[:, None]
+    kernel = backends._load("cpu").kernels["shadow_attention"]  # a mode does not look into an operator
+    with Largest() as largest:
+        kernel(query, key, value, shadow, torch.tensor([40, 300]), padding)
+    assert 2 * shadow * keys <= largest.elements < keys * keys / 10
 
 
 @over_paths("shadow_attention")

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from wino_kernels import _C
 from wino_kernels.cpu.addresses import DTYPES, address, per_row
+from wino_kernels.cpu.score_tokens import score_tokens
 
-# Bytes of logits (and of a converted weight tile) alive at once: about what the last-level cache keeps for us.
+# Bytes alive at once of logits, of a converted weight tile, of gathered rows: about what the last-level cache keeps.
 _TILE_BYTES = 4 << 20
-_TILE_STEP = 1024
+_TILE_STEP = 64
+_LEAST_WIDTH = 1024  # of a tile: a narrower product is slower
 _SKIP = -2
 
 
@@ -24,22 +26,29 @@ def linear_score_tokens(
     seed: Tensor | None = None,
     round_to: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    token_ids = torch.full_like(candidate_ids, _SKIP)
-    confidence = torch.zeros_like(candidate_ids, dtype=torch.float32)
-    ids = candidate_ids.view(-1)
-    wanted = (ids != _SKIP).nonzero().view(-1)  # [rows]
-    if not len(wanted):
-        return token_ids, confidence
+    number, columns = candidate_ids.numel(), hidden.shape[-1]
+    round_to = round_to or hidden.dtype
+    # Rounding elsewhere than to the input's dtype starts from float32 products, as a float32 head would give them.
+    compute = hidden.dtype if round_to == hidden.dtype else torch.float32
+    width = _tile_width(number, 0 if compute == weight.dtype else columns, compute)
+    most = max(_TILE_BYTES // (max(columns, _LEAST_WIDTH) * compute.itemsize), 1)  # rows
+    skips = number > 0 and int(candidate_ids.min()) <= _SKIP
+    if number <= most and len(weight) <= width and not skips:
+        if compute != hidden.dtype:
+            hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
+        return score_tokens(F.linear(hidden, weight, bias).to(round_to), candidate_ids, temperature, seed)
 
-    rows = hidden.reshape(-1, hidden.shape[-1])[wanted]  # [rows, H]
-    if temperature is not None and temperature.dim():
-        temperature = temperature.view(-1)[wanted]
-    if seed is not None:
-        seed = seed.view(-1)[wanted]
-    token_ids.view(-1)[wanted], confidence.view(-1)[wanted] = _score_rows(
-        rows, weight, ids[wanted], bias, temperature, seed, round_to or hidden.dtype
-    )
-    return token_ids, confidence
+    rows, ids = hidden.reshape(-1, columns), candidate_ids.view(-1)
+    token_ids, confidence = torch.full_like(ids, _SKIP), torch.zeros(number)
+    wanted = (ids != _SKIP).nonzero().view(-1)
+    for first in range(0, len(wanted), most):
+        some = wanted[first : first + most]
+        heat = temperature.view(-1)[some] if temperature is not None and temperature.dim() else temperature
+        noise = heat, None if seed is None else seed.view(-1)[some]
+        with torch.no_grad():  # products go to a buffer
+            scores = _score_rows(rows[some].to(compute), weight, ids[some], bias, *noise, round_to)
+        token_ids[some], confidence[some] = scores
+    return token_ids.view(candidate_ids.shape), confidence.view(candidate_ids.shape)
 
 
 def _score_rows(
@@ -51,18 +60,28 @@ def _score_rows(
     seed: Tensor | None,
     round_to: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    number, vocabulary = len(rows), len(weight)
-    # Rounding elsewhere than to the input's dtype starts from float32 products, as a float32 head would give them.
-    compute = rows.dtype if round_to == rows.dtype else torch.float32
-    rows, threads = rows.to(compute), torch.get_num_threads()
+    """A tile of the vocabulary at a time; ``rows`` ``[rows, H]`` are of the products' dtype.
+
+    Tiles share their buffers: freeing and allocating megabytes in turn leaves the C library with several times as many.
+    """
+    number, vocabulary, threads = len(rows), len(weight), torch.get_num_threads()
+    converts, rounds = rows.dtype != weight.dtype, rows.dtype != round_to
+    width = _tile_width(number, rows.shape[1] if converts else 0, rows.dtype)
+    products = rows.new_empty(number * width)
+    rounded = rows.new_empty(number * width if rounds else 0, dtype=round_to)
+    converted = rows.new_empty(width * rows.shape[1] if converts else 0)
+    bias = None if bias is None else bias.to(rows.dtype)
     state = torch.empty(number * _C.tile_row_bytes // 8, dtype=torch.int64)
     _C.linear_score_tokens_begin(number, state.data_ptr())
 
-    width = _tile_width(number, 0 if compute == weight.dtype else rows.shape[1], compute)
     for first in range(0, vocabulary, width):
-        tile = slice(first, first + width)
-        logits = F.linear(rows, weight[tile].to(compute), None if bias is None else bias[tile].to(compute))
-        logits = logits.to(round_to)  # [rows, width]
+        columns = _in_dtype(weight[first : first + width], converted).t()
+        logits = products[: number * columns.shape[1]].view(number, -1)  # [rows, width]
+        if bias is None:
+            torch.mm(rows, columns, out=logits)
+        else:
+            torch.addmm(bias[first : first + width], rows, columns, out=logits)
+        logits = _in_dtype(logits, rounded)
         _C.linear_score_tokens_tile(
             logits.data_ptr(),
             DTYPES[round_to],
@@ -91,6 +110,11 @@ def _score_rows(
     return token_ids, confidence
 
 
+def _in_dtype(tensor: Tensor, buffer: Tensor) -> Tensor:
+    """``tensor``, copied into ``buffer`` where that has been given space for it."""
+    return buffer[: tensor.numel()].view(tensor.shape).copy_(tensor) if buffer.numel() else tensor
+
+
 def _tile_width(rows: int, converted: int, dtype: torch.dtype) -> int:
     """Vocabulary entries per tile, a multiple of ``_TILE_STEP``; ``converted``: columns of weight to convert, or 0."""
-    return max(_TILE_BYTES // (max(rows, converted) * dtype.itemsize) // _TILE_STEP, 1) * _TILE_STEP
+    return max(_TILE_BYTES // (max(rows, converted, 1) * dtype.itemsize) // _TILE_STEP, 1) * _TILE_STEP

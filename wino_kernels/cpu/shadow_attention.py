@@ -1,9 +1,12 @@
 """shadow_attention on the CPU (SPEC sections 2, 6): two calls of the library's attention, no mask over all queries.
 
-Real queries see plain attention over the real keys; only the shadow queries need a mask, (B, 1, K, Lk).
+Real queries see plain attention over the real keys; only the shadow queries need a mask, (B, 1, K, Lk), or one for all
+sequences where that is the same.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -19,39 +22,66 @@ def shadow_attention(
     key_padding_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    padding = None
+    if not query.numel() or not key.shape[2]:
+        return query.new_zeros(query.shape)
+    starts = block_start.tolist()
     if key_padding_mask is not None and not bool(key_padding_mask.all()):
-        padding = key_padding_mask[:, None, None, :]  # [B, 1, 1, Lk]
-        absent = ~padding.transpose(2, 3)  # [B, 1, Lk, 1]
-        key, value = key.masked_fill(absent, 0.0), value.masked_fill(absent, 0.0)  # 0 * garbage would be garbage
-    num_real, real_keys = query.shape[2] - num_shadow, key.shape[2] - num_shadow
-    real_padding = None if padding is None else padding[..., :real_keys]
-    output = torch.empty_like(query)
-    if num_real:
-        real = _attend(query[:, :, :num_real], key[:, :, :real_keys], value[:, :, :real_keys], real_padding, scale)
-        output[:, :, :num_real] = real
-    if num_shadow:
-        visible = _shadow_visibility(key.shape[2], num_shadow, block_start)
-        visible = visible if padding is None else visible & padding
-        output[:, :, num_real:] = _attend(query[:, :, num_real:], key, value, visible, scale)
+        padded = int(key_padding_mask.any(0).byte().argmax())  # keys in front of every sequence, cut off
+        padded = min(padded, key.shape[2] - num_shadow)
+        key, value, key_padding_mask = key[:, :, padded:], value[:, :, padded:], key_padding_mask[:, padded:]
+        starts = [start - padded for start in starts]
+
+    mask = _shadow_mask(query, key.shape[2], num_shadow, starts)
+    if key_padding_mask is None or bool(key_padding_mask.all()):
+        return _attend(query, key, value, num_shadow, mask, None, scale)
+    absent = ~key_padding_mask[:, None, None]
+    padding = query.new_zeros(absent.shape).masked_fill_(absent, -torch.inf)  # [B, 1, 1, Lk]
+    mask = mask + padding
+    output = _attend(query, key, value, num_shadow, mask, padding, scale)
+    if math.isnan(output.sum()):
+        # Weight 0 times garbage is garbage. Rare, so padded keys are cleared only when it shows, not in every call.
+        absent = absent.transpose(2, 3)
+        key, value = key.masked_fill(absent, 0.0), value.masked_fill(absent, 0.0)
+        output = _attend(query, key, value, num_shadow, mask, padding, scale)
     return output
 
 
-def _shadow_visibility(num_keys: int, num_shadow: int, block_start: Tensor) -> Tensor:
-    """Which keys the shadow queries see: bool (B, 1, K, Lk), all but the real token each one stands for."""
-    offset = torch.arange(num_shadow)
-    own = block_start[:, None] + offset  # [B, K]
-    keys = torch.arange(num_keys)
-    hidden = (keys == own[:, :, None]) & (keys < num_keys - num_shadow)
-    return ~hidden[:, None]
+def _shadow_mask(query: Tensor, num_keys: int, num_shadow: int, starts: list[int]) -> Tensor:
+    """What is added to the scores of the last M queries: ``(1 or B, 1, M, Lk)``.
+
+    M is K; or Lq where real queries are as few as shadow queries: in one call, keys and values are read once.
+    """
+    num_masked = query.shape[2] if query.shape[2] <= 2 * num_shadow else num_shadow
+    real_keys = num_keys - num_shadow
+    if len(set(starts)) == 1:
+        starts = starts[:1]
+    mask = query.new_zeros(len(starts), 1, num_masked, num_keys)
+    for own, start in zip(mask[:, 0, num_masked - num_shadow :, :real_keys], starts, strict=True):
+        own.diagonal(max(-num_shadow, min(start, num_keys))).fill_(-torch.inf)  # empty if no such key is real
+    if num_masked > num_shadow:
+        mask[:, :, : num_masked - num_shadow, real_keys:] = -torch.inf
+    return mask
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scale: float | None) -> Tensor:
-    if not key.shape[2]:
-        return torch.zeros_like(query)
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_shadow: int,
+    mask: Tensor,
+    padding: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """Contiguous whatever the query's strides, as the fake promises. The library gives zeros where nothing is seen."""
+    masked, real_keys = mask.shape[2], key.shape[2] - num_shadow
+    plain = query.shape[2] - masked
     grouped = query.shape[1] != key.shape[1]
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale, enable_gqa=grouped)
-    if visible is None:
-        return output
-    blind = ~visible.any(-1, keepdim=True)  # a query that sees nothing: zeros
-    return output.masked_fill(blind, 0.0) if bool(blind.any()) else output
+    parts = []
+    if plain:
+        seen = None if padding is None else padding[..., :real_keys]
+        real, keys, values = query[:, :, :plain], key[:, :, :real_keys], value[:, :, :real_keys]
+        parts.append(F.scaled_dot_product_attention(real, keys, values, seen, scale=scale, enable_gqa=grouped))
+    if masked:
+        shadow = query[:, :, plain:]
+        parts.append(F.scaled_dot_product_attention(shadow, key, value, mask, scale=scale, enable_gqa=grouped))
+    return torch.cat(parts, 2)
