@@ -201,6 +201,9 @@ GENERATE_ERRORS = [
     (("--cfg-scale", "inf"), "cfg_scale: expected a finite number >= 0"),
     (("--accept-fraction", "0"), "accept_fraction: expected in (0, 1]"),
     (("--min-accept", "0"), "min_accept: expected an integer >= 1"),
+    (("--cache", "duel"), "cache: expected one of none, prefix, dual, got 'duel'"),
+    (("--cache-refresh", "2"), "cache_refresh: needs cache to be prefix or dual"),
+    (("--cache", "dual", "--cache-refresh", "0"), "cache_refresh: expected an integer >= 1"),
     (("--batch-size", "0"), "--batch-size"),
     (("--device", "nowhere"), "device: 'nowhere' cannot be used here"),
     (("--trace",), "--trace adds to JSON lines"),
@@ -383,11 +386,13 @@ def test_eval_of_one_decoder_with_its_own_settings(checkpoint: Path, tmp_path: P
 def test_eval_gives_every_decoder_the_settings_they_share(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     options = ("--n", "2", "--temperature", "0.5", "--seed", "3", "--cfg-scale", "0.1", "--block-length", "5")
+    options += ("--cache", "dual", "--stop-at-eos")
     succeeds("eval", "--task", "sudoku", "--model", checkpoint, "--json", out, *options)
     settings = [result["settings"] for result in json.loads(out.read_text())["results"]]
     assert len(settings) == 5
     for chosen in settings:
         assert (chosen["temperature"], chosen["seed"], chosen["cfg_scale"], chosen["block_length"]) == (0.5, 3, 0.1, 5)
+        assert (chosen["cache"], chosen["stop_at_eos"]) == ("dual", True)
     assert settings[-1]["threshold"] == 0.3 and settings[-1]["verify_last"]
 
 

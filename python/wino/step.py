@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,8 +50,7 @@ class Runner:
         self._decoder = decoder
         self._take = take_step
         if config.compile_step:
-            options = config.compile_step if isinstance(config.compile_step, dict) else {}
-            self._take = compiled(tuple(sorted(options.items())))
+            self._take = compiled(config.compile_step if isinstance(config.compile_step, dict) else {})
         self._captures = config.cuda_graph
         self.forget()
 
@@ -75,10 +73,16 @@ class Runner:
         self._take(self._decoder, batch, whole, refreshed)
 
 
-@functools.cache
-def compiled(options: tuple[tuple[str, Any], ...]) -> Callable[..., None]:
+_compiled: list[tuple[dict[str, Any], Callable[..., None]]] = []
+
+
+def compiled(options: dict[str, Any]) -> Callable[..., None]:
     """``take_step`` as one graph of torch.compile: a break is an error. Kept, so that decodes share it."""
-    return torch.compile(take_step, fullgraph=True, **dict(options))
+    for known, step in _compiled:
+        if known == options:
+            return step
+    _compiled.append((dict(options), torch.compile(take_step, fullgraph=True, **options)))
+    return _compiled[-1][1]
 
 
 def capture(call: Callable[[], None]) -> Callable[[], None]:

@@ -20,7 +20,16 @@ from .report import legend, print_table, progress
 from .session import Presets, Session, check_writable, open_session, write_atomically
 
 _GENERATED = 200
-_SHARED = ("max_new_tokens", "block_length", "cfg_scale", "temperature", "seed")
+_SHARED = (
+    "max_new_tokens",
+    "block_length",
+    "cfg_scale",
+    "temperature",
+    "seed",
+    "stop_at_eos",
+    "cache",
+    "cache_refresh",
+)
 """The settings that every decoder has."""
 
 

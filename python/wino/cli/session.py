@@ -28,6 +28,9 @@ SETTINGS = (
     "cfg_scale",
     "temperature",
     "seed",
+    "stop_at_eos",
+    "cache",
+    "cache_refresh",
 )
 """The options that are fields of :class:`wino.GenerationConfig`."""
 
