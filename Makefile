@@ -39,6 +39,7 @@ bench: $(VENV)/installed-dev
 	rm -f build/bench.jsonl
 	$(BIN)/python -m pytest benchmarks --rows build/bench.jsonl
 	mv build/bench.jsonl docs/bench.jsonl
+	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/tables.py
 
 quality: $(VENV)/installed-dev

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Table, interleaved
+from conftest import Limits, Table
+from gpu_cases import AcceptRemask
+from operators import CPU, bench
 from published import BLOCK, MASK_ID, THRESHOLD, THRESHOLD_BACK, Published, make_step
+
+from wino.benchmark import interleaved
 
 ROUNDS = 101
 
 
 @pytest.mark.parametrize(("batch", "bar"), [(1, 8), (64, 200)])
-def test_accept_remask(batch: int, bar: float, table: Table, two_threads: int) -> None:
+def test_accept_remask(batch: int, bar: float, table: Table, threads: int) -> None:
     step = make_step(batch)
     threshold, threshold_back = torch.tensor(THRESHOLD), torch.tensor(THRESHOLD_BACK)
     tokens, masked, revocable, last = state = [tensor.clone() for tensor in step[:4]]
@@ -54,7 +58,13 @@ def test_accept_remask(batch: int, bar: float, table: Table, two_threads: int) -
         assert torch.equal(revocable[row], sequence.filled[0, sequence.shadow])
         assert last[row] == sequence.last
 
-    seconds = interleaved({"published": published, "ours": ours}, ROUNDS, restore)
+    seconds = interleaved({"published": published, "ours": ours}, table.rounds(ROUNDS), restore)
     table.time(f"accept_remask_ B={batch} K={BLOCK}: ours", seconds["ours"])
     table.time(f"accept_remask_ B={batch} K={BLOCK}: published", seconds["published"])
     table.ratio(f"accept_remask_ B={batch} K={BLOCK}: published / ours", seconds["published"], seconds["ours"], bar)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_other_ways(batch: int, table: Table, limits: Limits) -> None:
+    """Beside its definition in tensor operations over the whole batch, eager and compiled; thresholds differ by row."""
+    bench(AcceptRemask(batch, BLOCK, CPU), table, limits, rounds=ROUNDS)

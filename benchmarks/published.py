@@ -1,23 +1,22 @@
-"""What a user would run instead: the authors' decoding loop as published, and formulations for torch.compile."""
+"""What a user would run instead, operator by operator: pieces of the published loop, and others for torch.compile.
+
+The loop itself, and the scoring and the step that are timed here, are :mod:`wino.benchmark.published`.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from wino.benchmark.published import PublishedBlock, published
+
+__all__ = ["BLOCK", "COMPILED", "MASK_ID", "Published", "Step", "make_step", "published"]
 
 MASK_ID = 126336
 PROMPT, GENERATION, BLOCK = 128, 256, 128
 THRESHOLD, THRESHOLD_BACK = 0.6, 0.9
-
-
-def published(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """As the authors' decoding loop scores a draft: argmax, float64 softmax, gather."""
-    token_ids = torch.argmax(logits, dim=-1)
-    probabilities = F.softmax(logits.to(torch.float64), dim=-1)
-    return token_ids, torch.gather(probabilities, -1, token_ids[:, None])[:, 0]
 
 
 def max_and_exp_sum(logits: Tensor) -> Tensor:
@@ -61,19 +60,17 @@ def make_step(batch: int, block: int = BLOCK) -> Step:
     return Step(tokens, masked, ~masked, last, token_ids, torch.rand(batch, block, generator=generator))
 
 
-class Published:
-    """One sequence of the published loop: every array spans prompt, generation and shadow block."""
+class Published(PublishedBlock):
+    """One sequence of a :class:`Step` in the published loop's layout, scored."""
 
     def __init__(self, step: Step, row: int) -> None:
         size = step.tokens.shape[1]
         length = PROMPT + GENERATION + size
-        self.block, self.shadow = slice(PROMPT, PROMPT + size), slice(length - size, length)
-        self.tokens = torch.full((1, length), MASK_ID)
-        self.tokens[0, :PROMPT] = 0
-        self.tokens[0, self.block] = step.tokens[row]
-        self.masked = torch.zeros(1, length, dtype=torch.bool)
+        tokens = torch.full((1, length), MASK_ID)
+        tokens[0, :PROMPT] = 0
+        tokens[0, PROMPT : PROMPT + size] = step.tokens[row]
+        super().__init__(tokens, PROMPT, size, mask_id=MASK_ID, threshold=THRESHOLD, threshold_back=THRESHOLD_BACK)
         self.masked[0, self.block] = step.masked[row]
-        self.filled = torch.zeros(1, length, dtype=torch.bool)  # in the shadow block's columns
         self.filled[0, self.shadow] = step.revocable[row]
         self.last = step.last[row].clone().long()
         self.drafted = torch.zeros(1, length, dtype=torch.int64)
@@ -84,40 +81,4 @@ class Published:
 
     def step(self) -> None:
         """From the scored logits to the next state; the scoring itself is not part of it."""
-        most = min(max(int(self.masked.sum() * 0.7), 5), 20)
-        drafted = torch.where(self.masked, self.drafted, self.tokens)
-        confidence = torch.where(self.masked, self.probability, -torch.inf)
-        verified = torch.where(self.filled, self.probability, torch.inf)
-
-        accepted = confidence > THRESHOLD
-        if accepted.sum() > most:
-            _, indices = torch.topk(confidence, k=most, largest=True)
-            accepted = torch.zeros_like(confidence, dtype=torch.bool)
-            accepted.view(-1)[indices] = True
-        elif not accepted.any():
-            accepted.view(-1)[torch.argmax(confidence)] = True
-        self.tokens[accepted] = drafted[accepted]
-
-        number = accepted.sum()
-        if number > 1:
-            remasked = verified < THRESHOLD_BACK
-            if remasked.sum() >= self.last:
-                flat = verified.view(-1)
-                chosen = torch.zeros_like(flat, dtype=torch.bool)
-                _, indices = torch.topk(flat, k=int(self.last) - 1, largest=False)
-                chosen[indices] = True
-                remasked = chosen.view(verified.shape)
-        else:
-            remasked = torch.zeros_like(accepted)
-
-        reopened = torch.zeros_like(remasked)
-        reopened[:, self.block] = remasked[:, self.shadow]
-        self.tokens[reopened] = MASK_ID
-        self.masked[accepted] = False
-        self.masked[reopened] = True
-        written = torch.zeros_like(accepted)
-        written[:, self.shadow] = accepted[:, self.block]
-        self.filled[written] = True
-        self.filled[remasked] = False
-        self.last = number
-        self.masked.any()  # the loop's condition
+        self.accept(self.drafted, self.probability)

@@ -3,7 +3,7 @@
     python benchmarks/tables.py
 
 Reads docs/bench.jsonl (from `make bench`) and docs/quality.json (from `make quality`) and replaces what stands between
-`<!-- NAME: begin -->` and `<!-- NAME: end -->` in README.md and in the model card.
+`<!-- NAME: begin -->` and `<!-- NAME: end -->` in README.md, in docs/performance.md and in the model card.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from wino.benchmark.timing import PHASES
+
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "python" / "wino" / "assets" / "wino-tiny" / "README.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "performance.md",
+    ROOT / "python" / "wino" / "assets" / "wino-tiny" / "README.md",
+)
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -27,13 +33,42 @@ def percent(value: float) -> str:
 
 
 def kernels(rows: list[dict[str, Any]]) -> str:
-    """Every ratio of the benchmark run, with its interval and its bar."""
-    ratios = [row for row in rows if "ratio" in row]
-    body = [
-        [row["what"], f"**{row['ratio']:.1f}x**", f"{row['low']:.1f} - {row['high']:.1f}", f"{row['bar']:g}x"]
-        for row in ratios
-    ]
+    """Every figure of an operator that has a bar: ratios with their intervals, and memory."""
+    body = [[*_ratio_cells(row), f"{row['bar']:g}x"] for row in _ratios(rows, "kernels")]
+    for row in rows:
+        if row["kind"] == "memory" and row["mib"] is not None:
+            body.append([row["what"], f"**{row['mib']:.1f} MiB**", "", f"< {row['bar']:g} MiB"])
     return table(["measured", "ratio", "95 % interval", "bar"], body)
+
+
+def decode(rows: list[dict[str, Any]]) -> str:
+    """Whole decodes: every ratio, with its bar and what was decoded."""
+    body = [[*_ratio_cells(row), f"{row['bar']:g}x", row["note"]] for row in _ratios(rows, "decode")]
+    return table(["measured", "ratio", "95 % interval", "bar", "decoded"], body)
+
+
+def steps(rows: list[dict[str, Any]]) -> str:
+    """Every decode of a row with a bar: its speed, its steps, where a step's time goes, its memory."""
+    body = []
+    for row in rows:
+        if row["kind"] != "decode" or row["group"] == "sweep":
+            continue
+        parts = row["milliseconds"]
+        split = [f"{parts[phase]:.2f}" if phase in parts else "" for phase in PHASES]
+        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f}"
+        speed = [f"{row['tokens_per_second']:.1f}", f"{row['steps']:.1f}", f"{row['tokens_per_forward']:.2f}"]
+        body.append([row["workload"], row["name"], *speed, f"{sum(parts.values()):.2f}", *split, peak])
+    columns = ["decoded", "by", "tokens/s", "steps", "tokens a forward", "ms a step", *PHASES, "MiB a sequence"]
+    return table(columns, body)
+
+
+def _ratios(rows: list[dict[str, Any]], section: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["kind"] == "ratio" and row["table"] == section]
+
+
+def _ratio_cells(row: dict[str, Any]) -> list[str]:
+    digits = 1 if row["ratio"] >= 10 else 2
+    return [row["what"], f"**{row['ratio']:.{digits}f}x**", f"{row['low']:.{digits}f} - {row['high']:.{digits}f}"]
 
 
 def quality(figures: dict[str, Any]) -> str:
@@ -80,11 +115,12 @@ def main() -> None:
     sections: dict[str, str] = {}
     bench, results = ROOT / "docs" / "bench.jsonl", ROOT / "docs" / "quality.json"
     if bench.exists():
-        sections["kernels"] = kernels([json.loads(line) for line in bench.read_text().splitlines()])
+        rows = [json.loads(line) for line in bench.read_text().splitlines()]
+        sections |= {"kernels": kernels(rows), "decode": decode(rows), "steps": steps(rows)}
     if results.exists():
         figures = json.loads(results.read_text())
         sections |= {"quality": quality(figures), "headline": headline(figures)}
-    for path in DOCUMENTS:
+    for path in filter(Path.exists, DOCUMENTS):
         document = path.read_text()
         for name, text in sections.items():
             document = replace(document, name, text)

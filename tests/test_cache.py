@@ -12,7 +12,7 @@ from test_generation import MASK, PROMPT, config, peaked_model, prompts
 from torch import Tensor
 
 import wino
-from wino.batch import Batch
+from wino.batch import Batch, Passes
 from wino.models import LLaDAModelLM, backbone_of
 from wino.models.llada import rotary_table, rotate
 
@@ -90,17 +90,17 @@ def test_a_part_is_a_dense_pass_with_frozen_keys(model: LLaDAModelLM, decoder: s
             kept.append(layers)
         return kept
 
-    first = compare(batch.hidden_rows(True), [[]] * 3)
+    first = compare(batch.hidden_rows(Passes(True, True)), [[]] * 3)
     for column in (1, 4, 6):  # two steps beside what the first one kept
         batch.state.tokens[:, column], batch.state.masked[:, column] = 9 + column, False
-        compare(batch.hidden_rows(False), first)
+        compare(batch.hidden_rows(Passes(False, True)), first)
     batch.state.tokens[:, 0], batch.state.masked[:, 0] = 20, False
-    mixed = batch.hidden_rows(False, torch.tensor([1]))
+    mixed = batch.hidden_rows(Passes(False, True, torch.tensor([1])))
     torch.testing.assert_close(mixed[1], expected(1, [])[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(mixed[2], expected(2, first[2])[0], atol=1e-4, rtol=1e-4)
     first[1] = expected(1, [])[1]
     batch.state.tokens[:, 2], batch.state.masked[:, 2] = 21, False
-    compare(batch.hidden_rows(False), first)
+    compare(batch.hidden_rows(Passes(False, True)), first)
 
 
 @pytest.mark.parametrize("decoder", ["wino", "low_confidence", "confidence_threshold"])
@@ -135,25 +135,29 @@ def test_company_changes_nothing(cache: str, refresh: int | None, guidance: floa
             assert torch.equal(together.accepted_at[row], alone.accepted_at[0])
 
 
-@pytest.mark.parametrize(("cache", "behind"), [("prefix", True), ("dual", False)])
-def test_only_what_is_not_kept_runs_through_the_layers(
-    model: LLaDAModelLM, cache: str, behind: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every token in a block's first step; then block and shadow block, with "prefix" also what lies behind."""
-    lengths = []
-    trunk = wino.models.Backbone.trunk
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_only_what_a_step_needs_runs_through_the_layers(cache: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token in a block's first step; then, with a cache, the block, with "prefix" also what lies behind.
+
+    The shadow block only where a token could be taken back: fewer are than the step before accepted.
+    """
+    lengths, trunk = [], wino.models.Backbone.trunk
 
     def counted(self: Any, embedded: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         lengths.append(embedded.shape[1])
         return trunk(self, embedded, *args, **kwargs)
 
     monkeypatch.setattr(wino.models.Backbone, "trunk", counted)
-    out = wino.generate(model, prompts(1), generation_config=config(cache=cache, return_trace=True))
-    settings = config()
+    settings = config(cache=cache, threshold=0.7, return_trace=True)
+    out = wino.generate(peaked_model(seed), prompts(1), generation_config=settings)
     size, generated = settings.block_size, settings.max_new_tokens
-    expected, previous = [], None
+    expected, last, block = [], 0, None
     for record in out.trace[0]:
-        rest = generated - record.block * size if behind else size
-        expected.append(size + (rest if record.block == previous else PROMPT + generated))
-        previous = record.block
+        starts = record.block != block
+        part = size if cache == "dual" else generated - record.block * size
+        shadow = size if not starts and last > 1 else 0
+        expected.append(shadow + (PROMPT + generated if starts or cache == "none" else part))
+        block, last = record.block, len(record.accepted_positions)
     assert lengths == expected and len(set(lengths)) >= 2
+    assert any(len(record.remasked_positions) for record in out.trace[0])

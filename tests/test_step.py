@@ -95,12 +95,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_replayed_steps_are_plain_steps(
     model: LLaDAModelLM, graphs: list[int], decoder: str, settings: dict[str, Any]
 ) -> None:
-    """One graph serves every step and block of a decode."""
+    """One graph serves every step and block of a decode, with "wino" one with and one without the shadow block."""
     ids = prompts(1)
     plain = wino.generate(model, ids, generation_config=config(decoder, **settings))
     out = wino.generate(model, ids, generation_config=config(decoder, cuda_graph=True, **settings))
     assert torch.equal(out.sequences, plain.sequences) and torch.equal(out.accepted_at, plain.accepted_at)
-    assert graphs == [int(out.steps[0]) - 2]
+    assert sum(graphs) == int(out.steps[0]) - 2 * len(graphs) > 0 and len(graphs) <= 1 + (decoder == "wino")
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
@@ -141,14 +141,13 @@ def test_compiled_without_a_break_and_once(model: LLaDAModelLM, decoder: str, ca
     options = {"compile_step": {"backend": backend}, "cache": cache, "temperature": 0.5}
     for seed in range(3):
         settings = {"threshold": 0.4 + 0.1 * seed, "threshold_back": 0.8 - 0.1 * seed, "seed": seed}
-        ids = prompts(2, seed=seed)
+        ids = prompts(1, seed=seed)
         plain = wino.generate(model, ids, None, config(decoder, cache=cache, temperature=0.5, **settings))
         before = len(compiled)
         out = wino.generate(model, ids, None, config(decoder, **options, **settings))
         assert torch.equal(out.sequences, plain.sequences) and torch.equal(out.accepted_at, plain.accepted_at)
-        if seed == 2:
-            assert len(compiled) == before
-    assert compiled
+        assert seed == 0 or len(compiled) == before
+    assert 1 <= len(compiled) <= 4  # all tokens or a part, with the shadow block or without
 
 
 def test_finished_sequences_leave_the_batch(model: LLaDAModelLM, monkeypatch: pytest.MonkeyPatch) -> None:

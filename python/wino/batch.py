@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,21 @@ from .models.backbone import Backbone
 from .models.llada import rotary_rows, select_rows
 
 _LAST_ACCEPTED_AT_START = 30
+
+
+class Passes(NamedTuple):
+    """What runs through the layers in a step.
+
+    Attributes:
+        whole: all tokens (and their keys and values go into the cache, if there is one); else only those beside the
+            cache.
+        verify: the shadow block too. A step without it verifies nothing.
+        refreshed: (n,) int64 sequences of which all tokens run through the layers as well.
+    """
+
+    whole: bool
+    verify: bool
+    refreshed: Tensor | None = None
 
 
 class Batch:
@@ -35,8 +50,8 @@ class Batch:
         confidence: (B, K) float32 of the last step.
         end_token_id: the end-of-sequence token; -1, which no token is, where the model has none.
         steps: (B,) int64, forward passes so far.
-        report: (B, 2) int32, what the host reads after a step: the decoder's status (SPEC section 6), and whether the
-            block holds nothing but the end-of-sequence token.
+        report: (B, 3) int32, what the host reads after a step: the decoder's status (SPEC section 6), ``last``, and
+            whether the block holds nothing but the end-of-sequence token.
     """
 
     def __init__(
@@ -85,7 +100,7 @@ class Batch:
         self.block_positions = self.block_start[:, None] + self.offsets
         self.block_accepted_at = zeros(size)
         self.confidence = zeros(size, dtype=torch.float32)
-        self.report = zeros(2, dtype=torch.int32)
+        self.report = zeros(3, dtype=torch.int32)
         self._read_blocks()
 
     def _read_blocks(self) -> None:
@@ -179,68 +194,64 @@ class Batch:
         positions = self.positions.gather(1, self.block_positions)
         self.state.row_seeds.copy_(wino_kernels.row_seeds(self.seed, self.steps, positions))
 
-    def hidden_rows(self, whole: bool, refreshed: Tensor | None = None) -> Tensor:
-        """(B, K, H): of every block position its real row if masked, its shadow row if filled.
-
-        Args:
-            whole: all tokens run through the layers (and into the cache, if there is one); else block and shadow block.
-            refreshed: (n,) int64 sequences of which all tokens run through the layers as well.
-        """
+    def hidden_rows(self, passes: Passes) -> Tensor:
+        """(B, K, H): of a block position its real row if it is masked or nothing is verified, else its shadow row."""
         self._embed_blocks()
-        hidden = self._whole(None) if whole else self._part()
-        if refreshed is not None:
-            hidden = hidden.index_copy(0, refreshed, self._whole(refreshed))
+        hidden = self._whole(None, passes.verify) if passes.whole else self._part(passes.verify)
+        if passes.refreshed is not None:
+            hidden = hidden.index_copy(0, passes.refreshed, self._whole(passes.refreshed, passes.verify))
         return hidden
 
-    def _whole(self, sequences: Tensor | None) -> Tensor:
+    def _whole(self, sequences: Tensor | None, verify: bool) -> Tensor:
         def chosen(tensor: Tensor) -> Tensor:
             return tensor if sequences is None else tensor.index_select(0, sequences)
 
         stores = None
         if self.cache is not None:
             stores = self.cache.whole(None if sequences is None else self._copies_of(sequences))
-        rows = self._leaving(chosen(self.block_positions), self.num_real, chosen(self.state.masked))
-        return self._guided(chosen(self.embedded), (chosen(self.cos), chosen(self.sin)), rows, chosen, stores)
+        seen = chosen(self.embedded), chosen(self.cos), chosen(self.sin)
+        return self._pass(*seen, chosen(self.block_positions), verify, chosen, stores)
 
-    def _part(self) -> Tensor:
+    def _part(self, verify: bool) -> Tensor:
         assert self.cache is not None and self.part is not None
-        index, *rotary = self.part
+        index, cos, sin = self.part
+        if not verify:
+            index = index[:, :, : index.shape[2] - self.num_shadow]
         part = index.flatten(0, 1)  # [B C, width + shadow]
         embedded = select_rows(self.embedded.flatten(0, 1), part).unflatten(0, index.shape[:2])
-        rows = self._leaving(self.offsets, part.shape[1] - self.num_shadow, self.state.masked)
-        return self._guided(embedded, (rotary[0], rotary[1]), rows, lambda tensor: tensor, self.cache.part(part))
+        keys = self.num_real + (self.num_shadow if verify else 0)
+        return self._pass(embedded, cos, sin, self.offsets, verify, lambda tensor: tensor, self.cache.part(part, keys))
 
-    def _leaving(self, real: Tensor, num_real: int, masked: Tensor) -> Tensor:
-        """(n, K) rows: ``real`` where masked, else those of the shadow block behind ``num_real`` tokens."""
-        if not self.num_shadow:
-            return real.expand_as(masked)
-        return torch.where(masked, real, num_real + self.offsets)
-
-    def _copies_of(self, sequences: Tensor) -> Tensor:
-        copies = self.embedded.shape[1]
-        return (sequences[:, None] * copies + torch.arange(copies, device=sequences.device)).flatten()
-
-    def _guided(
+    def _pass(
         self,
         embedded: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        rows: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        own: Tensor,
+        verify: bool,
         chosen: Callable[[Tensor], Tensor],
         stores: Any,
     ) -> Tensor:
-        """One pass over all copies; with guidance, what comes of the two."""
-        copies = embedded.shape[1]
+        """Rows of the block, at ``own`` among the real tokens, and with guidance what comes of the two copies.
+
+        Without ``verify`` the shadow block, if it is there, is left away.
+        """
+        copies, shadow = embedded.shape[1], self.num_shadow if verify else 0
 
         def each(tensor: Tensor) -> Tensor:  # [n, ...] -> [n C, ...]
             return tensor[:, None].expand(-1, copies, *tensor.shape[1:]).flatten(0, 1)
 
+        masked = chosen(self.state.masked)
+        behind = cos.shape[3] - self.num_shadow  # where the shadow block begins
+        tokens, keys = behind + shadow, self.num_real + shadow
+        rows = torch.where(masked, own, behind + self.offsets) if shadow else own.expand_as(masked)
         hidden = self.backbone.trunk(
-            embedded.flatten(0, 1),
-            (rotary[0].flatten(0, 1), rotary[1].flatten(0, 1)),
+            embedded[:, :, :tokens].flatten(0, 1),
+            (cos[:, :, :, :tokens].flatten(0, 1), sin[:, :, :, :tokens].flatten(0, 1)),
             each(rows),
-            num_shadow=self.num_shadow,
+            num_shadow=shadow,
             block_start=each(chosen(self.block_start)),
-            key_padding_mask=None if self.padding is None else chosen(self.padding).flatten(0, 1),
+            key_padding_mask=None if self.padding is None else chosen(self.padding)[:, :, :keys].flatten(0, 1),
             stores=stores,
         ).unflatten(0, (-1, copies))
         if copies == 1:
@@ -248,6 +259,10 @@ class Batch:
         # The head is linear, so guiding the hidden rows guides the logits.
         with_prompt, without = hidden.float().unbind(1)
         return (without + (self.config.cfg_scale + 1) * (with_prompt - without)).to(hidden.dtype)
+
+    def _copies_of(self, sequences: Tensor) -> Tensor:
+        copies = self.embedded.shape[1]
+        return (sequences[:, None] * copies + torch.arange(copies, device=sequences.device)).flatten()
 
     def keep(self, rows: Tensor) -> None:
         """Only ``rows`` (int64) of the sequences go on."""

@@ -26,23 +26,24 @@ class KeyValueCache:
         ]
 
     def whole(self, rows: Tensor | None = None) -> Iterator[Store]:
-        """Of a pass over all L tokens of ``rows`` (int64; None: all rows): its keys and values replace those kept."""
+        """Of a pass over the first tokens, at most L, of ``rows`` (int64; None: all rows): it replaces what is kept."""
 
         def store_in(kept: tuple[Tensor, Tensor]) -> Store:
             def store(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
                 for buffer, fresh in zip(kept, (key, value), strict=True):
+                    first = buffer[:, :, : fresh.shape[2]]
                     if rows is None:
-                        buffer.copy_(fresh)
+                        first.copy_(fresh)
                     else:
-                        buffer.index_copy_(0, rows, fresh)
+                        first.index_copy_(0, rows, fresh)
                 return key, value
 
             return store
 
         return map(store_in, self._layers)
 
-    def part(self, index: Tensor) -> Iterator[Store]:
-        """Of a pass over the tokens ``index`` (N, Lq) of all rows: it replaces theirs and attends to all that is kept.
+    def part(self, index: Tensor, keys: int) -> Iterator[Store]:
+        """Of a pass over the tokens ``index`` (N, Lq) of all rows: it replaces theirs and sees the first ``keys``.
 
         Equal indices in a row must be equal tokens.
         """
@@ -52,7 +53,7 @@ class KeyValueCache:
                 where = index[:, None, :, None].expand_as(key)
                 for buffer, fresh in zip(kept, (key, value), strict=True):
                     buffer.scatter_(2, where, fresh)
-                return kept
+                return kept[0][:, :, :keys], kept[1][:, :, :keys]
 
             return store
 

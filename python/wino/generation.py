@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .batch import Batch
+from .batch import Batch, Passes
 from .config import GenerationConfig
 from .decoders import DECODERS, Decoder
 from .models.backbone import Backbone, backbone_of
@@ -178,7 +178,7 @@ class _Sequence:
     Attributes:
         number: its row in the caller's batch.
         given, open: for each block, whether it has given tokens, and whether it has something to fill.
-        block: the block it is in; block_steps: forward passes spent on it.
+        block: the block it is in; block_steps: forward passes spent on it; last_accepted: by the last of them.
         stopped: whether it ended before its last block.
     """
 
@@ -187,6 +187,7 @@ class _Sequence:
     open: list[bool]
     block: int = -1
     block_steps: int = 0
+    last_accepted: int = 0
     stopped: bool = False
 
     def next_block(self) -> int | None:
@@ -241,19 +242,20 @@ class _Run:
     def step(self) -> None:
         """One forward pass and one update of every sequence that is not finished."""
         watch = self._watcher()
-        self.runner.take(self.batch, *self._passes())
+        self.runner.take(self.batch, self._passes())
         report = self.batch.report.tolist()
-        if any(status == 2 for status, _ in report):
+        if any(status == 2 for status, *_ in report):
             self._raise_nan(report)
-        for sequence in self.rows:
+        for sequence, (_, last_accepted, _) in zip(self.rows, report, strict=True):
             if sequence is not None:
                 sequence.block_steps += 1
+                sequence.last_accepted = last_accepted
                 self.steps_taken[sequence.number] += 1
         if watch is not None:
             watch()
         self.step_number += 1
         finished = []
-        for row, (status, is_end) in enumerate(report):
+        for row, (status, _, is_end) in enumerate(report):
             sequence = self.rows[row]
             if sequence is not None and status == 1:
                 sequence.stop(bool(is_end))
@@ -261,16 +263,19 @@ class _Run:
         if finished:
             self._advance(finished)
 
-    def _passes(self) -> tuple[bool, Tensor | None]:
-        """Whether all tokens of all sequences run through the layers, else the sequences of which all do."""
-        if self.config.cache == "none":
-            return True, None
-        every = self.config.cache_refresh or self.config.max_new_tokens
+    def _passes(self) -> Passes:
+        """What the next step needs; exact, for re-masking takes fewer than ``last``, of tokens written in the block."""
         live = [(row, sequence) for row, sequence in enumerate(self.rows) if sequence is not None]
+        verify = self.decoder.uses_shadow and any(
+            sequence.block_steps > 0 and sequence.last_accepted > 1 for _, sequence in live
+        )
+        if self.config.cache == "none":
+            return Passes(True, verify)
+        every = self.config.cache_refresh or self.config.max_new_tokens
         refreshed = [row for row, sequence in live if sequence.block_steps % every == 0]
         if len(refreshed) == len(live):
-            return True, None
-        return False, torch.tensor(refreshed, device=self.sequences.device) if refreshed else None
+            return Passes(True, verify)
+        return Passes(False, verify, torch.tensor(refreshed, device=self.sequences.device) if refreshed else None)
 
     def _advance(self, finished: list[int]) -> None:
         """Each of the rows ``finished`` goes to its next block that has something to fill, or leaves."""
@@ -362,7 +367,7 @@ class _Run:
         return records
 
     def _raise_nan(self, report: list[list[int]]) -> None:
-        row = next(row for row, (status, _) in enumerate(report) if status == 2)
+        row = next(row for row, (status, *_) in enumerate(report) if status == 2)
         sequence, state = self.rows[row], self.batch.state
         assert sequence is not None
         nan = self.batch.confidence[row].isnan()

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import wino_kernels
 
-from .batch import Batch
+from .batch import Batch, Passes
 from .config import GenerationConfig
 from .decoders import Decoder
 
 _WARM_UP = 2  # plain steps before a capture: kernels are compiled and workspaces made in them
 
 
-def take_step(decoder: Decoder, batch: Batch, whole: bool, refreshed: Tensor | None = None) -> None:
-    """One forward pass and one update of every sequence, in place; nothing is read from the device.
-
-    ``whole`` and ``refreshed`` are those of :meth:`Batch.hidden_rows`.
-    """
+def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
+    """One forward pass and one update of every sequence, in place; nothing is read from the device."""
     state, config = batch.state, batch.config
     if batch.samples or config.remasking == "random":
         batch.draw_seeds()
-    hidden = batch.hidden_rows(whole, refreshed)
+    hidden = batch.hidden_rows(passes)
+    candidates = decoder.candidate_ids(state)
+    if not passes.verify:
+        candidates = torch.where(state.masked, candidates, -2)
     weight, bias = batch.backbone.head()
     temperature, seed = (batch.temperature, state.row_seeds) if batch.samples else (0.0, 0)
     token_ids, confidence = wino_kernels.linear_score_tokens(
-        hidden, weight, decoder.candidate_ids(state), bias=bias, temperature=temperature, seed=seed
+        hidden, weight, candidates, bias=bias, temperature=temperature, seed=seed
     )
     batch.confidence.copy_(confidence)
     masked_before = state.masked.clone()
@@ -39,8 +39,9 @@ def take_step(decoder: Decoder, batch: Batch, whole: bool, refreshed: Tensor | N
     batch.block_accepted_at.copy_(torch.where(accepted, batch.steps[:, None], batch.block_accepted_at))
     batch.steps.add_(1)
     state.block_step.add_(1)
+    batch.report[:, 1] = state.last_accepted
     if config.stop_at_eos:
-        batch.report[:, 1] = state.tokens.eq(batch.end_token_id).all(1)
+        batch.report[:, 2] = state.tokens.eq(batch.end_token_id).all(1)
 
 
 class Runner:
@@ -56,21 +57,21 @@ class Runner:
 
     def forget(self) -> None:
         """The batch's buffers are others than before."""
-        self._replays: dict[bool, Callable[[], None]] = {}
-        self._plain_steps = {True: 0, False: 0}
+        self._replays: dict[Passes, Callable[[], None]] = {}
+        self._plain_steps: Counter[Passes] = Counter()
 
-    def take(self, batch: Batch, whole: bool, refreshed: Tensor | None = None) -> None:
+    def take(self, batch: Batch, passes: Passes) -> None:
         """One step; as a graph where its shapes are those of steps before it."""
-        if self._captures and refreshed is None:
-            if whole in self._replays:
-                self._replays[whole]()
-                return
-            self._plain_steps[whole] += 1
-            if self._plain_steps[whole] > _WARM_UP:
-                self._replays[whole] = capture(lambda: self._take(self._decoder, batch, whole))
-                self._replays[whole]()
-                return
-        self._take(self._decoder, batch, whole, refreshed)
+        if not self._captures or passes.refreshed is not None:
+            self._take(self._decoder, batch, passes)
+        elif passes in self._replays:
+            self._replays[passes]()
+        elif self._plain_steps[passes] < _WARM_UP:
+            self._plain_steps[passes] += 1
+            self._take(self._decoder, batch, passes)
+        else:
+            self._replays[passes] = capture(lambda: self._take(self._decoder, batch, passes))
+            self._replays[passes]()
 
 
 _compiled: list[tuple[dict[str, Any], Callable[..., None]]] = []

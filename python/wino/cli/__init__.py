@@ -85,6 +85,26 @@ Remasking = Annotated[
 CfgScale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 0 is none.", rich_help_panel=_DECODING)]
 Temperature = Annotated[float | None, typer.Option(help="Gumbel temperature; 0 is greedy.", rich_help_panel=_DECODING)]
 Seed = Annotated[int | None, typer.Option(help="Seed of the random draws.", rich_help_panel=_DECODING)]
+StopAtEos = Annotated[
+    bool | None,
+    typer.Option(
+        "--stop-at-eos/--no-stop-at-eos",
+        help="Do not decode what lies behind a block of nothing but end tokens.",
+        rich_help_panel=_DECODING,
+    ),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        help="Keys and values computed once a block: none (exact), of the prefix, or dual, also of what lies behind "
+        "the block (both approximate).",
+        rich_help_panel=_DECODING,
+    ),
+]
+CacheRefresh = Annotated[
+    int | None,
+    typer.Option(help="With a cache: compute everything every so many steps of a block.", rich_help_panel=_DECODING),
+]
 
 
 def main() -> None:
@@ -160,6 +180,9 @@ def generate_command(
     cfg_scale: CfgScale = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    stop_at_eos: StopAtEos = None,
+    cache: Cache = None,
+    cache_refresh: CacheRefresh = None,
 ) -> None:
     """Decode prompts.
 
@@ -217,6 +240,9 @@ def eval_command(
     cfg_scale: CfgScale = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    stop_at_eos: StopAtEos = None,
+    cache: Cache = None,
+    cache_refresh: CacheRefresh = None,
 ) -> None:
     """Measure decoders on a task: accuracy, steps, speed.
 
@@ -237,6 +263,71 @@ def eval_command(
         model=model,
         device=device,
         batch_size=batch_size,
+        json_file=json_file,
+    )
+
+
+@app.command("bench")
+def bench_command(
+    ctx: typer.Context,
+    model: Model = "wino-tiny",
+    trunk: Annotated[
+        str | None,
+        typer.Option(help="Instead of --model: a random model of so many layers x width, such as 4x256."),
+    ] = None,
+    vocab: Annotated[
+        int | None, typer.Option(min=4, help="With --trunk: vocabulary size; LLaDA's 126464 if left out.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bfloat16, float32 or float16; left out: the checkpoint's, bfloat16 with --trunk."),
+    ] = None,
+    device: Device = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, such as 1,4,16.")] = "1",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Lengths of random prompts, such as 128,1024; left out: 128, or wino-tiny's own problems."),
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="Prompts from a text file instead, one a line.")
+    ] = None,
+    modes: Annotated[
+        str, typer.Option(help="Some of exact, prefix, dual (approximate caches), compile, graph (CUDA).")
+    ] = "exact,prefix,dual",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed decodes of each mode, in turn.")] = 7,
+    published: Annotated[
+        bool, typer.Option("--published/--no-published", help="Also measure the published loop, the baseline.")
+    ] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write settings, machine and every figure to this JSON file.")
+    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    block_length: BlockLength = None,
+    threshold: Threshold = None,
+    threshold_back: ThresholdBack = None,
+    seed: Annotated[int, typer.Option(help="Chooses prompts and the random model.")] = 0,
+) -> None:
+    """Measure how fast a model decodes here, by the published loop and by ours.
+
+    Prints tokens a second, steps, where a step's time goes and peak memory. A random model (--trunk) accepts several
+    tokens a step and takes some back, as a trained one does.
+    """
+    from .bench import run_bench
+
+    run_bench(
+        ctx.params,
+        model=model,
+        trunk=trunk,
+        vocabulary=vocab,
+        dtype=dtype,
+        device=device,
+        batch=batch,
+        prompt=prompt,
+        file=file,
+        modes=modes,
+        rounds=rounds,
+        published=published,
+        seed=seed,
         json_file=json_file,
     )
 
