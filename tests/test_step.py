@@ -150,6 +150,17 @@ def test_compiled_without_a_break_and_once(model: LLaDAModelLM, decoder: str, ca
     assert 1 <= len(compiled) <= 4  # all tokens or a part, with the shadow block or without
 
 
+def test_compiled_batches_of_several_models() -> None:
+    """More versions of the step than torch.compile gives a function by itself."""
+    torch._dynamo.reset()
+    for seed in range(2):
+        model, ids = peaked_model(seed), prompts(5, seed=seed)
+        plain = wino.generate(model, ids, generation_config=config(cache="dual"))
+        settings = config(cache="dual", compile_step={"backend": "eager", "options": None})
+        out = wino.generate(model, ids, generation_config=settings)
+        assert torch.equal(out.sequences, plain.sequences) and torch.equal(out.steps, plain.steps)
+
+
 def test_finished_sequences_leave_the_batch(model: LLaDAModelLM, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, trunk = [], Backbone.trunk
 

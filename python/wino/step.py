@@ -14,6 +14,7 @@ from .batch import Batch, Passes
 from .config import GenerationConfig
 from .decoders import Decoder
 
+_VERSIONS = 256  # of the compiled step; torch.compile's own limit is an error where a graph may not break
 _WARM_UP = 2  # plain steps before a capture: kernels are compiled and workspaces made in them
 
 
@@ -82,8 +83,11 @@ def compiled(options: dict[str, Any]) -> Callable[..., None]:
     for known, step in _compiled:
         if known == options:
             return step
-    _compiled.append((dict(options), torch.compile(take_step, fullgraph=True, **options)))
-    return _compiled[-1][1]
+    step = torch.compile(take_step, fullgraph=True, **options)
+    # Each model, decoder and kind of pass is a version of its own, more than a function usually gets.
+    patient = torch._dynamo.config.patch(recompile_limit=_VERSIONS)(step)
+    _compiled.append((dict(options), patient))
+    return patient
 
 
 def capture(call: Callable[[], None]) -> Callable[[], None]:
