@@ -113,7 +113,7 @@ def _nvcc() -> str | None:
     return f"{path} ({release})"
 
 
-def _module_version(name: str) -> str | None:
+def module_version(name: str) -> str | None:
     """Version of an installed distribution, without importing it."""
     if importlib.util.find_spec(name) is None:
         return None
@@ -134,7 +134,7 @@ def _gpu() -> dict[str, dict[str, Any]]:
             "remedy": "install a Torch built for CUDA: https://pytorch.org/get-started/locally",
         },
         "triton": {
-            "found": _module_version("triton"),
+            "found": module_version("triton"),
             "remedy": "`pip install 'triton>=3.4'` (Linux): without it eager code serves most operators",
         },
         "C compiler": {

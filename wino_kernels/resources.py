@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -28,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wino_kernels.env_report import module_version
 from wino_kernels.machine_code import amd_loads, is_wide, matrix_instructions, nvidia_loads, occupancy
 
 Row = dict[str, Any]
@@ -401,7 +400,7 @@ def _rank(target: str) -> int:
 
 
 def _triton_version() -> str | None:
-    return importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None
+    return module_version("triton")
 
 
 def versions() -> dict[str, str | None]:

@@ -53,7 +53,11 @@ def _kept(like: Tensor, elements: int, dtype: torch.dtype) -> Tensor:
 
 def _in_private_pool(address: int) -> bool:
     """Whether it is memory of a graph's pool: what ``torch.compile`` warms a graph up in must not outlive the call."""
-    for segment in torch.cuda.memory_snapshot():
+    try:
+        segments = torch.cuda.memory_snapshot()
+    except RuntimeError:  # another allocator than Torch's own: it has no such pools
+        return False
+    for segment in segments:
         if segment["address"] <= address < segment["address"] + segment["total_size"]:
             return tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0)
     return False

@@ -121,14 +121,20 @@ int driver_version() {
   return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
-// Why no kernel can run here; the empty string when one can.
+// Why no kernel can run here; the empty string when one can, on some device.
 std::string why_not() {
   if (driver_version() == 0) return "no CUDA driver on this machine";
-  int devices = 0;
-  const cudaError_t status = cudaGetDeviceCount(&devices);
+  int devices = 0, newest = 0;
+  cudaError_t status = cudaGetDeviceCount(&devices);
+  for (int device = 0; status == cudaSuccess && device < devices; ++device) {
+    int major = 0;
+    status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (major > newest) newest = major;
+  }
   cudaGetLastError();
   if (status != cudaSuccess) return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
-  return devices == 0 ? "no CUDA device on this machine" : "";
+  if (devices == 0) return "no CUDA device on this machine";
+  return newest < 8 ? "no CUDA device of compute capability 8.0 or newer on this machine" : "";
 }
 
 }  // namespace

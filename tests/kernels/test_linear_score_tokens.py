@@ -299,3 +299,18 @@ def test_weights_that_ask_for_gradients(path: str) -> None:
     plain = wino_kernels.linear_score_tokens(hidden, weight, ids, bias=bias)
     asking = wino_kernels.linear_score_tokens(hidden, torch.nn.Parameter(weight), ids, bias=torch.nn.Parameter(bias))
     assert torch.equal(asking[0], plain[0]) and torch.equal(asking[1], plain[1])
+
+
+@pytest.mark.skipif(backends.why_not("triton") is not None, reason="needs Triton")
+def test_triton_keeps_token_and_confidence_together_at_any_temperature() -> None:
+    """Where logit + T * noise overflows for every token."""
+    weight, hidden = torch.tensor([[0.0], [1.0]]), torch.ones(1, 1)
+    p = torch.tensor([0.0, 1.0]).softmax(0)
+    with wino_kernels.use_backend("triton"):
+        for seed in range(300, 340):
+            settings = {"temperature": 3e38, "seed": seed}
+            for token, confidence in (
+                wino_kernels.linear_score_tokens(hidden, weight, torch.tensor([-1]), **settings),
+                wino_kernels.draft_confidence(hidden @ weight.T, **settings),
+            ):
+                torch.testing.assert_close(confidence[0], p[token[0]])

@@ -89,6 +89,43 @@ if _C_cuda.driver_version() == 0:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_an_nvcc_that_cannot_compile_the_kernels_does_not_stop_the_install(tmp_path: Path) -> None:
+    """It passes CMake's own look at it, knows the targets, and refuses every source of ours."""
+    nvcc = compiled.nvcc()
+    if nvcc is None or not (shutil.which("cmake") and shutil.which("ninja")):
+        pytest.skip("needs nvcc, cmake and ninja")
+    stand_in = tmp_path / "nvcc"
+    stand_in.write_text(f'#!/bin/sh\ncase "$*" in *csrc/cuda*) echo "refused" >&2; exit 1;; esac\nexec {nvcc} "$@"\n')
+    stand_in.chmod(0o755)
+    build = tmp_path / "build"
+    import pybind11
+
+    configure = [
+        "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_CUDA_COMPILER={stand_in}",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={tmp_path}", "-DWINO_VERSION=0",
+    ]  # fmt: skip
+    subprocess.run(configure, check=True, capture_output=True)
+    planned = subprocess.run(["cmake", "--build", str(build), "--", "-n"], check=True, capture_output=True, text=True)
+    assert ".cu" not in planned.stdout and "bindings.cpp" in planned.stdout
+    kernels = subprocess.run(["cmake", "--build", str(build), "--target", "cuda_kernels"], capture_output=True)
+    assert kernels.returncode != 0
+
+
+def test_gpus_without_code_are_named() -> None:
+    code = """
+import os, sys
+sys.path.insert(0, "tests")
+os.environ["WINO_SHIM_CAPABILITY"] = "7"
+import cuda_emulation
+cuda_emulation.install()
+from wino_kernels import backends
+print(backends.why_not("cuda"))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "no CUDA device of compute capability 8.0 or newer" in result.stdout, result.stdout + result.stderr
+
+
 def test_why_not_names_a_build_without_the_kernels() -> None:
     code = """
 import sys

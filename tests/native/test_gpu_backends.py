@@ -85,7 +85,7 @@ except backends.BackendUnavailableError as error:
 
 def test_the_report_names_each_missing_part_and_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(env_report, "_driver", lambda: "CUDA (libcuda.so.1)")
-    monkeypatch.setattr(env_report, "_module_version", lambda name: None)
+    monkeypatch.setattr(env_report, "module_version", lambda name: None)
     monkeypatch.setattr(env_report.shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)

@@ -21,6 +21,9 @@ SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 #: The generations that get machine code of their own (csrc/cuda/CMakeLists.txt).
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
+# Errors here, where one nvcc is at hand, and not in an install, where any may be.
+_WARNINGS = ("-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
+
 _ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<target>\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
@@ -90,7 +93,7 @@ def _command(compiler: str, source: Path, target: str, *options: str) -> list[st
         f"-I{SOURCES.parent}",
         f"-I{SOURCES.parent / 'include'}",
     ]
-    return [compiler, *flags, f"-arch={target}", *options, str(source)]
+    return [compiler, *flags, *_WARNINGS, f"-arch={target}", *options, str(source)]
 
 
 def _run(command: list[str]) -> str:

@@ -71,9 +71,10 @@ DEFAULTS: dict[tuple[str, str], Config] = {
 #: (operator, chip, shape class) -> configuration, where a chip wants another one.
 CHIPS: dict[tuple[str, str, str], Config] = {
     ("shadow_attention", "sm_90", "2 bytes, d <= 128"): _entry(8, 3, BLOCK_QUERIES=128, BLOCK_KEYS=64),
-    ("shadow_attention", "gfx942", "2 bytes, d <= 64"): _entry(8, 3, BLOCK_QUERIES=128, BLOCK_KEYS=32),
+    ("shadow_attention", "gfx90a", "2 bytes, d <= 64"): _entry(8, 3, BLOCK_QUERIES=128, BLOCK_KEYS=32),
     ("shadow_attention", "sm_80", "8 bytes, wider"): _entry(4, 1, BLOCK_QUERIES=4, BLOCK_KEYS=4),
     ("shadow_attention", "gfx90a", "8 bytes, wider"): _entry(4, 1, BLOCK_QUERIES=4, BLOCK_KEYS=4),
+    ("shadow_attention", "sm_120", "2 bytes, d <= 64"): _entry(4, 2, BLOCK_QUERIES=64, BLOCK_KEYS=64),
     ("shadow_attention", "sm_120", "2 bytes, d <= 128"): _entry(4, 2, BLOCK_QUERIES=64, BLOCK_KEYS=32),
     # The interpreter's time goes by the number of tiles; its chunks are small, for tests to need several.
     ("trajectory_loss", "interpreter", "8 bytes"): _entry(4, 1, BLOCK_ROWS=64, BLOCK_V=64, BLOCK_K=8),
@@ -90,16 +91,16 @@ CHIPS: dict[tuple[str, str, str], Config] = {
     ("trajectory_loss_backward", "sm_100", "2 bytes"): _entry(
         8, 3, BLOCK_ROWS=128, BLOCK_V=128, BLOCK_H=128, BLOCK_K=64, CHUNK=18944, SPLITS=4
     ),
-    ("trajectory_loss", "gfx942", "2 bytes"): _entry(8, 2, BLOCK_ROWS=128, BLOCK_V=128, BLOCK_K=64),
+    ("trajectory_loss", "gfx90a", "2 bytes"): _entry(8, 2, BLOCK_ROWS=128, BLOCK_V=128, BLOCK_K=64),
     ("trajectory_loss_backward", "gfx942", "2 bytes"): _entry(
         8, 2, BLOCK_ROWS=128, BLOCK_V=128, BLOCK_H=128, BLOCK_K=64, CHUNK=38912, SPLITS=8
     ),
-    # 64 KiB of shared memory: one buffer of a tile, filled from registers.
-    ("linear_score_tokens", "gfx942", "2 bytes, N <= 16"): _entry(4, 2, BLOCK_V=128, BLOCK_N=16, BLOCK_H=64),
-    ("linear_score_tokens", "gfx942", "2 bytes, N <= 32"): _entry(4, 2, BLOCK_V=128, BLOCK_N=32, BLOCK_H=64),
-    ("linear_score_tokens", "gfx942", "2 bytes, N <= 64"): _entry(4, 2, BLOCK_V=128, BLOCK_N=64, BLOCK_H=64),
-    ("linear_score_tokens", "gfx942", "2 bytes, N <= 128"): _entry(8, 2, BLOCK_V=256, BLOCK_N=128, BLOCK_H=64),
-    ("linear_score_tokens", "gfx942", "2 bytes, N > 128"): _entry(8, 2, BLOCK_V=256, BLOCK_N=128, BLOCK_H=64),
+    # 64 KiB of shared memory, on gfx942 too: one buffer of a tile, filled from registers.
+    ("linear_score_tokens", "gfx90a", "2 bytes, N <= 16"): _entry(4, 2, BLOCK_V=128, BLOCK_N=16, BLOCK_H=64),
+    ("linear_score_tokens", "gfx90a", "2 bytes, N <= 32"): _entry(4, 2, BLOCK_V=128, BLOCK_N=32, BLOCK_H=64),
+    ("linear_score_tokens", "gfx90a", "2 bytes, N <= 64"): _entry(4, 2, BLOCK_V=128, BLOCK_N=64, BLOCK_H=64),
+    ("linear_score_tokens", "gfx90a", "2 bytes, N <= 128"): _entry(8, 2, BLOCK_V=256, BLOCK_N=128, BLOCK_H=64),
+    ("linear_score_tokens", "gfx90a", "2 bytes, N > 128"): _entry(8, 2, BLOCK_V=256, BLOCK_N=128, BLOCK_H=64),
 }
 
 

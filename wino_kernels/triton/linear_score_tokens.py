@@ -257,7 +257,7 @@ def join_row(
         record = records + (lane * stride + row)  # [GROUP]
         maximum = tl.full((GROUP,), -_INF, tl.float32)
         best = maximum
-        best_id = tl.full((GROUP,), V - 1, tl.int32)
+        best_id = tl.zeros((GROUP,), tl.int32)
         for group in range(0, CHUNKS, GROUP):
             here = lane < CHUNKS - group
             maximum = tl.maximum(maximum, tl.load(record + group * stride, mask=here, other=-_INF))

@@ -213,7 +213,7 @@ def draw_from_chunk(first, start, heat, seed, V: tl.constexpr, BLOCK: tl.constex
     TILE: tl.constexpr = _DRAWN if BLOCK > _DRAWN else BLOCK
     WIDTH: tl.constexpr = BLOCK if V > BLOCK else V
     best = tl.full((TILE,), -_INF, tl.float32)
-    best_v = tl.full((TILE,), BLOCK - 1, tl.int32)
+    best_v = tl.zeros((TILE,), tl.int32)
     key = tl.zeros((1, 1), tl.int64) + seed
     for tile in range(0, WIDTH, TILE):
         v = tile + tl.arange(0, TILE)
