@@ -22,7 +22,7 @@ from wino_kernels import _C
 from wino_kernels.resources import LLADA, MMADA, Model
 
 ROWS, VOCABULARY = 320, 126464
-ROUNDS = 31
+ROUNDS = 15
 
 
 def _logits(dtype: torch.dtype) -> Tensor:

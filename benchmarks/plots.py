@@ -68,7 +68,7 @@ def roofline(rows: list[Row], path: Path) -> None:
     for place, operators in labels.items():
         patch = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         crowded = any(1 < other[0] / place[0] < 3 and 0.6 < other[1] / place[1] < 1.7 for other in labels)
-        where: Row = {"xytext": (-6, -3), "ha": "right", "va": "top"} if crowded else {"xytext": (7, 0), "va": "center"}
+        where: Row = {"xytext": (0, -8), "ha": "center", "va": "top"} if crowded else {"xytext": (7, 0), "va": "center"}
         axis.annotate("\n".join(operators), place, textcoords="offset points", fontsize=8, bbox=patch, **where)
     ends = 0.5 * min(intensities), 6 * max(intensities)
     ridge = min(max(peak / bandwidth, ends[0]), ends[1])
