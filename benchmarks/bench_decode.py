@@ -80,7 +80,7 @@ def test_published_and_exact(dtype: torch.dtype, bar: float, table: Table) -> No
             break
         near = dtype != torch.float32 or found.margin < MARGIN
         assert near, f"prompt {seed}: {found.agreement:.1%} of tokens equal, margin {found.margin}"
-    measured = measure(workload, EXACT, rounds=table.rounds(5))
+    measured = measure(workload, EXACT, rounds=table.rounds(6))
     exact = measured.figures["exact"]
     assert exact.agreement == 1.0, f"none of {PROMPTS} prompts keeps away from rounding"
     assert_peaked(exact)
@@ -118,7 +118,7 @@ def test_cached_modes(table: Table) -> None:
     config = settings(128, 32)
     model = peaked(DEEP, LLADA, torch.bfloat16, 64, config).model  # a short prompt, to be quick
     workload = Workload(model, prompts_of(1, 1024, LLADA), None, config)
-    measured = measure(workload, CACHED, rounds=table.rounds(3), published=False)
+    measured = measure(workload, CACHED, rounds=table.rounds(6), published=False)
     exact = measured.figures["exact"]
     assert_peaked(exact)
     label = f"trunk {DEEP}, V={LLADA}, P=1024, G=128, K=32, bfloat16"
