@@ -49,7 +49,7 @@ def build(races: bool = False) -> Path:
         f"-isystem{sysconfig.get_paths()['include']}",
         f'-DWINO_VERSION="{__version__}"',
         '-DWINO_DEVICE_TYPE="cpu"',
-        '-DWINO_CUDA_ARCHITECTURES="shim"',
+        '-DWINO_CUDA_ARCHITECTURES="sm_80 sm_90 sm_100 compute_100"',
         *(["-DWINO_SHIM_RACES"] if races else []),
     ]
     folder = ROOT / "build" / f"cuda-emulation-{_digest([compiler, *flags])}"

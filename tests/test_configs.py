@@ -15,9 +15,12 @@ import torch
 
 pytest.importorskip("triton", reason="launch configurations belong to Triton kernels")
 
+from triton.runtime.errors import OutOfResources
+
 from wino_kernels import backends, tuned
+from wino_kernels.resources import cases
 from wino_kernels.triton import configs, tune
-from wino_kernels.triton.launch import recording
+from wino_kernels.triton.launch import Options, launch, recording
 
 CPU = torch.device("cpu")
 
@@ -188,6 +191,76 @@ def test_fastest() -> None:
     assert best({4: 1.0, 8: 0.99, 16: 2.0}) == 4  # within the noise
     assert best({4: 1.0, 8: None}) == 4
     assert best({4: None, 8: 2.0, 16: None}) == 8
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90", "sm_120", "gfx942"])
+def test_what_is_measured_of_attention_is_what_is_written_down(
+    chip: str, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel halves its tiles where there are few; a tile that was never run must not get into the table."""
+    kernel = backends._load("triton").kernels["shadow_attention"]
+
+    def call(query: Any, key: Any, value: Any, *, num_shadow: int, block_start: Any) -> Any:
+        return kernel(query, key, value, num_shadow, block_start)
+
+    monkeypatch.setattr(tune.ops, "shadow_attention", call)
+    for task in tune.tasks():
+        if task.operator == "shadow_attention":
+            measured = task.make(torch.device("meta"))
+            for config in tune.candidates(task.operator, chosen(task.operator, task.shape_class, chip)):
+                tune._use(task, chip, config)
+                with recording(chip) as launches:
+                    measured()
+                assert launches[0].constants.items() >= {k: v for k, v in config.items() if "BLOCK" in k}.items()
+                assert launches[0].options.num_warps == config["num_warps"]
+
+
+def test_a_chip_without_a_configuration_that_fits_can_be_tuned(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first candidate that runs is what the others are compared with."""
+    task = tune.tasks()[0]
+    fitting = configs.DEFAULTS[task.operator, task.shape_class] | {"num_warps": 2}
+
+    def call() -> torch.Tensor:
+        if configs.config(task.operator, task.shape_class, CPU) != fitting:
+            raise RuntimeError("does not fit")
+        return torch.zeros(1)
+
+    monkeypatch.setattr(tune.triton.testing, "do_bench", lambda call, return_mode: 1.0)
+    assert tune.tune(task._replace(make=lambda device: call), "interpreter", CPU) == fitting
+
+
+def test_a_configuration_that_does_not_fit_is_named_with_the_remedy() -> None:
+    class Kernel:
+        __name__ = "score_tile"
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return self
+
+        def __call__(self, **_: Any) -> None:
+            raise OutOfResources(98304, 65536, "shared memory")
+
+    entry = "linear_score_tokens", "2 bytes, N > 128"
+    with pytest.raises(RuntimeError) as raised:
+        launch(Kernel(), (1,), {"hidden": torch.zeros(1)}, {}, Options(8, 3, fp_fusion=False, entry=entry))
+    for part in (
+        *entry,
+        "score_tile",
+        "fits interpreter",
+        "98304 of shared memory",
+        "65536",
+        "wino_kernels.triton.tune",
+    ):
+        assert part in str(raised.value)
+
+
+def test_launches_name_their_entry() -> None:
+    """For the message above: whatever takes its blocks from the table."""
+    for operator, _, arguments in cases():
+        with recording("sm_90") as launches:
+            backends._load("triton").kernels[operator](*arguments)
+        entries = {launched.options.entry for launched in launches} - {None}
+        assert operator in {name for name, _ in entries}
+        assert entries <= configs.DEFAULTS.keys()
 
 
 def test_tried_configurations_reach_the_kernels(table: Path) -> None:

@@ -144,7 +144,7 @@ def test_written_table_is_read_back(checked_in: dict[str, Any], tmp_path: Path) 
     assert resources.read(table)["rows"] == checked_in["rows"]
     text = document.read_text()
     assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n") and "written before" not in text
-    assert checked_in["rows"][0]["kernel"] in text
+    assert checked_in["rows"][0]["kernel"] in text and "5 scalars in lanes, v_mfma" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels.md", "resources.json"]
 
 

@@ -49,7 +49,16 @@ LOGITS_OPERATORS = ("score_tokens", "wino_step_")
 STREAMED_BYTES = 1 << 20
 
 #: Compared with the checked-in table: what another compiler version may change, and what it may not.
-EXACT = ("registers", "shared_bytes", "num_warps", "loads", "vector_loads", "matrix_instructions", "warps_per_sm")
+EXACT = (
+    "registers",
+    "scalar_spills",
+    "shared_bytes",
+    "num_warps",
+    "loads",
+    "vector_loads",
+    "matrix_instructions",
+    "warps_per_sm",
+)
 
 
 class Model(NamedTuple):
@@ -505,6 +514,7 @@ def _cell(row: Row) -> str:
         f"{row['registers']} / {row['shared_bytes'] / 1024:.3g} K / {row['warps_per_sm']} of {row['max_warps_per_sm']}"
     )
     spilled = [f"**spills {row['spills']}**"] if row["spills"] else []
+    spilled += [f"{row['scalar_spills']} scalars in lanes"] if row.get("scalar_spills") else []
     return ", ".join([cell, *spilled, *row.get("matrix_instructions", ())])
 
 

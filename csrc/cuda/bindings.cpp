@@ -2,6 +2,7 @@
 // The runtime is linked in and looks for the driver when it is first needed, so the module loads on any machine.
 #include <pybind11/pybind11.h>
 
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -121,20 +122,39 @@ int driver_version() {
   return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
+// Whether this build runs on a device of that capability (86 for 8.6): machine code does within its generation, on this
+// chip and later ones, PTX ("compute_") on every later one.
+bool runs_on(int capability) {
+  std::istringstream architectures(WINO_CUDA_ARCHITECTURES);
+  for (std::string name; architectures >> name;) {
+    const bool is_ptx = name.rfind("compute_", 0) == 0;
+    const int built_for = std::stoi(name.substr(name.find('_') + 1));
+    if (built_for <= capability && (is_ptx || built_for / 10 == capability / 10)) return true;
+  }
+  return false;
+}
+
 // Why no kernel can run here; the empty string when one can, on some device.
 std::string why_not() {
   if (driver_version() == 0) return "no CUDA driver on this machine";
-  int devices = 0, newest = 0;
+  int devices = 0;
+  bool runs = false;
+  std::string found;
   cudaError_t status = cudaGetDeviceCount(&devices);
   for (int device = 0; status == cudaSuccess && device < devices; ++device) {
-    int major = 0;
+    int major = 0, minor = 0;
     status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (major > newest) newest = major;
+    if (status == cudaSuccess) {
+      status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    }
+    runs |= runs_on(10 * major + minor);
+    found += (found.empty() ? "" : ", ") + std::to_string(major) + "." + std::to_string(minor);
   }
   cudaGetLastError();
   if (status != cudaSuccess) return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
   if (devices == 0) return "no CUDA device on this machine";
-  return newest < 8 ? "no CUDA device of compute capability 8.0 or newer on this machine" : "";
+  if (!runs) return "no code for GPUs of compute capability " + found + ", only for " WINO_CUDA_ARCHITECTURES;
+  return "";
 }
 
 }  // namespace

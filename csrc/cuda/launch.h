@@ -17,11 +17,9 @@ constexpr uint32_t kAllLanes = ~0u;
 template <typename Args>
 cudaError_t launch(void (*kernel)(Args), int64_t blocks, cudaStream_t stream, const Args& args) {
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, args);
+  void* parameters[] = {const_cast<Args*>(&args)};
+  const cudaError_t status =
+      cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), parameters, 0, stream);
   const cudaError_t pending = cudaGetLastError();  // clears it: the next operator must not be blamed for it
   return status != cudaSuccess ? status : pending;
 }

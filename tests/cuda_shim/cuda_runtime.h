@@ -38,13 +38,6 @@ enum cudaError_t {
 };
 struct CUstream_st;
 typedef CUstream_st* cudaStream_t;
-struct cudaLaunchConfig_t {
-  dim3 gridDim, blockDim;
-  size_t dynamicSmemBytes;
-  cudaStream_t stream;
-  void* attrs;
-  unsigned numAttrs;
-};
 
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorName(cudaError_t error);
@@ -52,7 +45,7 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDeviceCount(int* devices);
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
 // Of the thread that runs.
@@ -63,7 +56,7 @@ namespace shim {
 
 constexpr unsigned kWarpSize = 32;
 
-cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
+cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel);
 
 // Hands `value` to the other lanes of the warp; returns the values of all 32.
 const uint64_t* exchange(unsigned mask, uint64_t value);
@@ -93,10 +86,11 @@ inline unsigned lane() { return threadIdx.x % kWarpSize; }
 
 }  // namespace shim
 
-template <typename Parameter, typename Argument>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameter), Argument&& argument) {
-  const Parameter copy = argument;
-  return shim::run(*config, [&] { kernel(copy); });
+template <typename Parameter>
+cudaError_t cudaLaunchKernel(void (*kernel)(Parameter), dim3 grid, dim3 threads, void** arguments, size_t,
+                             cudaStream_t) {
+  const Parameter copy = *static_cast<const Parameter*>(arguments[0]);
+  return shim::run(grid, threads, [&] { kernel(copy); });
 }
 
 #define WINO_SHIM_TEXT_(x) #x

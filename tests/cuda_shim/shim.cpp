@@ -200,10 +200,9 @@ void arrange(std::vector<unsigned>& order, std::mt19937_64& random) {
   if (kind >= 2) std::shuffle(order.begin(), order.end(), random);
 }
 
-void run_block(const cudaLaunchConfig_t& config, unsigned index, std::mt19937_64& random) {
+void run_block(unsigned n, unsigned index, std::mt19937_64& random) {
   static const unsigned char kPoison[] = {0xFF, 0x7F, 0x00, 0xA5};
   memset(__start_wino_shared, kPoison[random() % 4], __stop_wino_shared - __start_wino_shared);
-  const unsigned n = config.blockDim.x;
   for (unsigned t = 0; t < n; ++t) {
     Thread& thread = block.threads[t];
     thread.state = kReady;
@@ -220,24 +219,24 @@ void run_block(const cudaLaunchConfig_t& config, unsigned index, std::mt19937_64
 
 }  // namespace
 
-cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> one_at_a_time(launches);
-  const unsigned n = config.blockDim.x;
-  if (n == 0 || n % kWarpSize != 0 || config.gridDim.x == 0) return cudaErrorInvalidConfiguration;
+  const unsigned n = threads.x;
+  if (n == 0 || n % kWarpSize != 0 || grid.x == 0) return cudaErrorInvalidConfiguration;
   make_stacks(n);
-  blockDim = config.blockDim;
-  gridDim = config.gridDim;
+  blockDim = threads;
+  gridDim = grid;
   block.threads.resize(n);
   block.order.resize(n);
   block.warps.resize(n / kWarpSize);
   block.kernel = &kernel;
   block.failure.clear();
   std::mt19937_64 random(options.seed++);
-  std::vector<unsigned> blocks(config.gridDim.x);
+  std::vector<unsigned> blocks(grid.x);
   arrange(blocks, random);
   races::begin_launch(n);
   for (unsigned index : blocks) {
-    run_block(config, index, random);
+    run_block(n, index, random);
     if (block.failure.empty()) continue;
     fprintf(stderr, "cuda shim: block %u: %s\n", index, block.failure.c_str());
     return cudaErrorLaunchFailure;
@@ -329,9 +328,10 @@ cudaError_t cudaGetDeviceCount(int* devices) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const char* asked = getenv("WINO_SHIM_CAPABILITY");
-  *value = asked == nullptr ? 9 : atoi(asked);
+  const int capability = asked == nullptr ? 90 : atoi(asked);
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? capability / 10 : capability % 10;
   return cudaSuccess;
 }
 

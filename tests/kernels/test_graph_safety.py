@@ -6,6 +6,9 @@ A captured graph replays with the addresses and host values of its capture, so e
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -182,35 +185,62 @@ class OnGpu(Tensor):
             return function(*args, **(kwargs or {}))
 
 
+class Gpu:
+    """What the workspace asks Torch for, of a GPU whose allocations come from ``pool``; None: nobody can say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pool: tuple[int, int] | None, capturing: bool = False) -> None:
+        self.pool, self.made, self.snapshots = pool, [], 0
+        monkeypatch.setattr(workspace, "_buffers", workspace._Buffers())
+        monkeypatch.setattr(torch, "empty", self.empty)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 3}))
+        monkeypatch.setattr(torch.cuda, "memory_snapshot", self.memory_snapshot)
+        self.like = torch.zeros(1).as_subclass(OnGpu)
+
+    def empty(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        self.made.append(torch.zeros(elements, dtype=dtype).as_subclass(OnGpu))
+        return self.made[-1]
+
+    def memory_snapshot(self, include_traces: bool = True) -> list[dict[str, Any]]:
+        assert not include_traces
+        self.snapshots += 1
+        if self.pool is None:
+            raise RuntimeError("Calling snapshot with this backend is not meaningful.")
+        made = self.made[-1]
+        beside = {"address": made.data_ptr() + made.nbytes, "total_size": 100, "segment_pool_id": (0, 9)}
+        return [beside, {"address": made.data_ptr(), "total_size": made.nbytes, "segment_pool_id": self.pool}]
+
+
 @pytest.mark.parametrize("pool", [(0, 0), (0, 7), None])
 @pytest.mark.parametrize("capturing", [False, True])
 def test_memory_of_a_graph_is_not_kept(
     pool: tuple[int, int] | None, capturing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not what is allocated under capture, nor in a private pool; None: an allocator that refuses to say."""
-    made: list[Tensor] = []
-
-    def empty(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        made.append(torch.zeros(elements, dtype=dtype).as_subclass(OnGpu))
-        return made[-1]
-
-    def snapshot() -> list[dict[str, Any]]:
-        if pool is None:
-            raise RuntimeError("Calling snapshot with this backend is not meaningful.")
-        beside = {"address": made[-1].data_ptr() + made[-1].nbytes, "total_size": 100, "segment_pool_id": (0, 9)}
-        own = {"address": made[-1].data_ptr(), "total_size": made[-1].nbytes, "segment_pool_id": pool}
-        return [beside, own]
-
-    monkeypatch.setattr(workspace, "_buffers", workspace._Buffers())
-    monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 3}))
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", snapshot)
-    like = torch.zeros(1).as_subclass(OnGpu)
-    first, second = workspace.scratch(like, 10), workspace.scratch(like, 10)
+    """Not what is allocated under capture, nor in a private pool."""
+    gpu = Gpu(monkeypatch, pool, capturing)
+    first, second = workspace.scratch(gpu.like, 10), workspace.scratch(gpu.like, 10)
     keeps = not capturing and pool != (0, 7)
-    assert (first is second) == keeps and len(made) == 2 - keeps
-    assert (list(workspace._buffers.kept) == [(like.device, 3, torch.float32)]) == keeps
+    assert (first is second) == keeps and len(gpu.made) == 2 - keeps
+    assert (list(workspace._buffers.kept) == [(gpu.like.device, 3, torch.float32)]) == keeps
+
+
+def test_in_a_private_pool_few_calls_look_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And outside it again, one of the next does, and keeps what it has."""
+    gpu = Gpu(monkeypatch, (0, 7))
+    for _ in range(100):
+        workspace.scratch(gpu.like, 10)
+    assert len(gpu.made) == 100 and gpu.snapshots == 8 and not workspace._buffers.kept
+    gpu.pool = (0, 0)
+    for _ in range(100):
+        workspace.scratch(gpu.like, 10)
+    assert len(gpu.made) == 129 and gpu.snapshots == 9 and len(workspace._buffers.kept) == 1
+
+
+def test_a_snapshot_of_an_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, (0, 7))
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: gpu.memory_snapshot(include_traces=False))
+    workspace.scratch(gpu.like, 10)
+    assert gpu.snapshots == 1 and not workspace._buffers.kept
 
 
 def test_large_scratch_goes_back_to_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,18 +252,60 @@ def test_large_scratch_goes_back_to_the_allocator(monkeypatch: pytest.MonkeyPatc
     assert workspace.scratch(like, 3).numel() == workspace._GRANULE and len(workspace._buffers.kept) == 1
 
 
-@pytest.mark.parametrize("vocabulary", [126464, 50257])
-def test_one_row_is_compiled_as_many_are(vocabulary: int) -> None:
-    """What Triton knows of a stride decides the width of the loads, and with it the order of summation."""
-    launch = importlib.import_module("wino_kernels.triton.launch")
-    kernel = backends._load("triton").kernels["score_tokens"]
-    strides = []
-    for shape in ((vocabulary,), (1, vocabulary), (2, vocabulary), (3, 5, vocabulary)):
-        logits = torch.empty(shape, dtype=torch.bfloat16, device="meta")
-        with launch.recording("sm_90") as launches:
-            kernel(logits, torch.empty(shape[:-1], dtype=torch.int64, device="meta"), None, None)
-        strides.append(launches[0].arguments["inner_stride"])
-    assert strides == [vocabulary] * 4
+COMPILED = """
+import torch
+from wino_kernels.resources import _ids, _meta, _rule, specialised
+from wino_kernels.triton import KERNELS
+from wino_kernels.triton.launch import recording
+
+for V in (1, 7, 50257, 50264, 126464):
+    for dtype in (torch.float32, torch.bfloat16):
+        numbers = "inner", "outer_stride", "inner_stride"
+        many, found = _meta(3, 16, V + 1, dtype=dtype), {}
+        dense, apart = _meta(2, 16, V, dtype=dtype), _meta(2, 2 * V, dtype=dtype)[:, :V]
+        some = many[..., :V], many[..., 1:], many[0, 0, :V], many[0, 0, 1:], many[:, 0, :V], many[:1, 0, :V], apart
+        for logits in (*some, dense, dense[:1], dense[1:], dense[:, :1], dense[1, 1], dense[:, 3], apart[:1]):
+            with recording("sm_90") as launches:
+                KERNELS["score_tokens"](logits, _ids(*logits.shape[:-1]), None, None)
+                if logits.dim() == 3:
+                    block = [_meta(*logits.shape[:-1], dtype=kind) for kind in (torch.int64, torch.bool, torch.bool)]
+                    last = _meta(len(logits), dtype=torch.int32)
+                    KERNELS["wino_step_"](logits, *block, last, None, None, *_rule())
+            for launch in launches:
+                if "logits" in launch.arguments:
+                    source, options = specialised(launch, "sm_90")
+                    kinds, unit, given = source.signature, launch.constants["UNIT"], launch.arguments["logits"]
+                    at = {name: (number,) for number, name in enumerate(kinds)}
+                    assert unit == (16 // dtype.itemsize if V * dtype.itemsize % 16 == 0 else 1)
+                    starts = given.storage_offset(), *(launch.arguments[name] for name in numbers[1:])
+                    assert not any(start % unit for start in starts)
+                    # Whether the tensor itself is aligned says nothing about rows that begin anywhere.
+                    assert at["logits"] in source.attrs or unit == 1
+                    key = [(kinds[name], source.attrs.get(at[name])) for name in numbers]
+                    key += [source.constants[at[name]] for name in ("V", "BLOCK", "UNIT", "NOISE", "PER_ROW")]
+                    found.setdefault(source.name, set()).add(str((key, options)))
+        assert {name: len(keys) for name, keys in found.items()} == {"score_chunks": 1, "score_positions": 1}, found
+print("same")
+"""
+
+
+def test_a_row_is_compiled_alike_whatever_it_is_batched_with() -> None:
+    """What Triton knows of where rows begin decides the width of the loads, and with it the order of summation."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    finished = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment)
+    assert finished.stdout == "same\n", finished.stderr
+
+
+@pytest.mark.skipif("triton" not in GPU_BACKENDS, reason="needs Triton")
+@pytest.mark.parametrize("vocabulary", [16, 20])
+def test_rows_that_begin_anywhere(vocabulary: int) -> None:
+    """Where V asks for wide loads, those that do not begin at a multiple of 16 bytes are read from a copy."""
+    wider = torch.randn(3, 4, vocabulary + 1, dtype=torch.bfloat16)
+    with wino_kernels.use_backend("triton"):
+        for logits in (wider[..., 1:], wider[..., :-1], wider[1, 1, 1:], wider[:1, :1, 1:]):
+            expected = wino_kernels.draft_confidence(logits.clone())
+            for one, other in zip(wino_kernels.draft_confidence(logits), expected, strict=True):
+                assert torch.equal(one, other)
 
 
 def test_only_a_host_scalar_is_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -112,18 +113,52 @@ def test_an_nvcc_that_cannot_compile_the_kernels_does_not_stop_the_install(tmp_p
     assert kernels.returncode != 0
 
 
-def test_gpus_without_code_are_named() -> None:
-    code = """
+def test_an_nvcc_that_does_not_work_is_left_out(tmp_path: Path) -> None:
+    """The configuration succeeds, says so, and has nothing of CUDA to build; no real nvcc is needed to see it."""
+    if not (shutil.which("cmake") and shutil.which("ninja")):
+        pytest.skip("needs cmake and ninja")
+    stand_in = tmp_path / "nvcc"
+    stand_in.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    stand_in.chmod(0o755)
+    project = tmp_path / "CMakeLists.txt"
+    # Of the whole project the CUDA part alone: looking at the compiler for the others takes longer.
+    project.write_text(f"""
+cmake_minimum_required(VERSION 3.20)
+project(part LANGUAGES CXX)
+add_subdirectory({compiled.SOURCES} cuda)
+""")
+    environment = {**os.environ, "CUDACXX": str(stand_in)}
+    configure = ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "build"), "-G", "Ninja"]
+    result = subprocess.run(configure, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "no CUDA kernels (nvcc was not found, or does not work" in result.stdout
+    build = ["cmake", "--build", str(tmp_path / "build"), "--target", "cuda_kernels"]
+    assert "no work to do" in subprocess.run(build, capture_output=True, text=True, check=True).stdout
+
+    switched_off = subprocess.run([*configure, "-DWINO_CUDA=OFF"], capture_output=True, text=True, check=True)
+    assert "no CUDA kernels (WINO_CUDA is off)" in switched_off.stdout
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [("75", False), ("80", True), ("89", True), ("90", True), ("103", True), ("110", True), ("121", True)],
+)
+def test_gpus_without_code_are_named(capability: str, runs: bool) -> None:
+    """Machine code runs on later chips of its generation, PTX on every later one. The shim is built for 8.0 to 10.0."""
+    code = f"""
 import os, sys
 sys.path.insert(0, "tests")
-os.environ["WINO_SHIM_CAPABILITY"] = "7"
+os.environ["WINO_SHIM_CAPABILITY"] = "{capability}"
 import cuda_emulation
 cuda_emulation.install()
 from wino_kernels import backends
 print(backends.why_not("cuda"))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert "no CUDA device of compute capability 8.0 or newer" in result.stdout, result.stdout + result.stderr
+    named = (
+        f"no code for GPUs of compute capability {capability[:-1]}.{capability[-1]}, only for sm_80" in result.stdout
+    )
+    assert named is not runs and result.returncode == 0, result.stdout + result.stderr
 
 
 def test_why_not_names_a_build_without_the_kernels() -> None:

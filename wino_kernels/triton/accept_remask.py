@@ -103,7 +103,7 @@ def block_constants(tokens: Tensor) -> dict[str, int]:
 def block_options(operator: str, tokens: Tensor) -> Options:
     shape_class = next((f"K <= {most}" for most in (128, 512) if tokens.shape[1] <= most), "K > 512")
     tuned = config(operator, shape_class, tokens.device)
-    return Options(tuned["num_warps"], tuned["num_stages"], fp_fusion=False)
+    return Options(tuned["num_warps"], tuned["num_stages"], fp_fusion=False, entry=(operator, shape_class))
 
 
 @triton.jit(do_not_specialize=RULE_NUMBERS)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from wino_kernels.strides import collapse
 from wino_kernels.tuned import chip_of
@@ -24,6 +25,8 @@ class Options(NamedTuple):
     num_stages: int
     fp_fusion: bool
     """Whether ``a * b + c`` may be rounded once."""
+    entry: tuple[str, str] | None = None
+    """Operator and shape class in the table of configurations; None: not from there."""
 
 
 class Launch(NamedTuple):
@@ -75,7 +78,11 @@ def launch(
     constants: dict[str, Any],
     options: Options,
 ) -> None:
-    """Start ``kernel`` on the current stream of its tensors' device. An argument None stands for an absent pointer."""
+    """Start ``kernel`` on the current stream of its tensors' device. An argument None stands for an absent pointer.
+
+    Raises:
+        RuntimeError: the kernel's configuration does not fit the GPU; the message says how to get one that does.
+    """
     if _recorder.launches is not None:
         _recorder.launches.append(Launch(kernel, grid, arguments, constants, options))
         return
@@ -84,13 +91,21 @@ def launch(
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         guard = torch.cuda.device(device)
     with guard:
-        kernel[grid](
-            **arguments,
-            **constants,
-            num_warps=options.num_warps,
-            num_stages=options.num_stages,
-            enable_fp_fusion=options.fp_fusion,
-        )
+        try:
+            kernel[grid](
+                **arguments,
+                **constants,
+                num_warps=options.num_warps,
+                num_stages=options.num_stages,
+                enable_fp_fusion=options.fp_fusion,
+            )
+        except OutOfResources as error:
+            operator, shape_class = options.entry or (kernel.__name__, "any shape")
+            raise RuntimeError(
+                f"{operator}, {shape_class}: no launch configuration is known that fits {target_of(device)}: "
+                f"{kernel.__name__} wants {error.required} of {error.name}, there is {error.limit}. "
+                "`python -m wino_kernels.triton.tune` looks for one on this machine"
+            ) from error
 
 
 def scalar_or_rows(value: Tensor | None) -> tuple[Tensor | int | float | None, int]:

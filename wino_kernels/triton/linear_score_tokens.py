@@ -47,8 +47,9 @@ def linear_score_tokens(
     if not rows:
         return token_ids, confidence
 
-    tile = dict(config("linear_score_tokens", shape_class(hidden.dtype, rows), hidden.device))
-    options = Options(tile.pop("num_warps"), tile.pop("num_stages"), fp_fusion=False)
+    entry = "linear_score_tokens", shape_class(hidden.dtype, rows)
+    tile = dict(config(*entry, hidden.device))
+    options = Options(tile.pop("num_warps"), tile.pop("num_stages"), fp_fusion=False, entry=entry)
     vocabulary, width = weight.shape
     chunks = triton.cdiv(vocabulary, tile["BLOCK_V"])
     hidden, inner, outer_stride, inner_stride = rows_of(hidden)

@@ -34,6 +34,8 @@ VALUE = tl.constexpr(4)
 WORDS = tl.constexpr(5)
 LINE = tl.constexpr(32)
 
+_WIDE = 16  # bytes of a load
+
 _NARROWEST = 128  # elements of a chunk
 _CHUNKS_JOINED = 16  # whose loads are in flight together
 _DRAWN = tl.constexpr(1024)  # at a time: the noise of a whole chunk would leave no registers for a second program
@@ -72,13 +74,13 @@ class Plan(NamedTuple):
 
 def plan_scoring(logits: Tensor, rows: int, temperature: Tensor | None, seed: Tensor | None) -> Plan:
     # The width of a chunk decides the order of summation: it hangs on V and the dtype, never on the number of rows.
-    tuned = config("score_tokens", f"{logits.dtype.itemsize} bytes", logits.device)
+    entry = "score_tokens", f"{logits.dtype.itemsize} bytes"
+    tuned = config(*entry, logits.device)
     vocabulary = logits.shape[-1]
     width = min(tuned["BLOCK"], max(triton.next_power_of_2(vocabulary), _NARROWEST))
     chunks = triton.cdiv(vocabulary, width)
-    logits, inner, outer_stride, inner_stride = rows_of(logits)
-    if rows == 1:  # its stride is 0, which Triton would compile as aligned, and one of several rows may not be
-        inner_stride = vocabulary
+    unit = _unit(vocabulary, logits.dtype.itemsize)
+    logits, inner, outer_stride, inner_stride = _beginning_at(unit, logits)
     heat, per_row = scalar_or_rows(temperature)
     lines = triton.cdiv(rows, LINE.value) * chunks * WORDS.value
     shared = {"temperature": heat, "records": scratch(logits, lines * LINE.value)}
@@ -87,14 +89,35 @@ def plan_scoring(logits: Tensor, rows: int, temperature: Tensor | None, seed: Te
     return Plan(
         (rows * chunks,),
         {"logits": logits, "seed": seed} | strides | shared,
-        constants,
-        Options(tuned["num_warps"], tuned["num_stages"], fp_fusion=False),
+        constants | {"UNIT": unit},
+        Options(tuned["num_warps"], tuned["num_stages"], fp_fusion=False, entry=entry),
         shared,
         constants | {"GROUP": min(triton.next_power_of_2(chunks), _CHUNKS_JOINED)},
     )
 
 
-@triton.jit(do_not_specialize=["inner"])
+def _unit(vocabulary: int, size: int) -> int:
+    """Logits that are read at once, where rows of them lie behind each other: those of 16 bytes, or one.
+
+    It decides the order of summation, so it hangs on V and the dtype alone, not on what a row is batched with.
+    """
+    return _WIDE // size if vocabulary * size % _WIDE == 0 else 1
+
+
+def _beginning_at(unit: int, logits: Tensor) -> tuple[Tensor, int, int, int]:
+    """``rows_of``, every row of which begins at a multiple of ``unit``: of a copy where need be."""
+    logits, inner, outer_stride, inner_stride = rows_of(logits)
+    begins = logits.data_ptr() // logits.dtype.itemsize, outer_stride, inner_stride
+    if any(begin % unit for begin in begins):
+        return rows_of(logits.clone(memory_format=torch.contiguous_format))
+    return logits, inner, outer_stride, inner_stride
+
+
+#: Numbers about rows: what Triton found out of their values would hang on the batch.
+ROW_NUMBERS = ("inner", "outer_stride", "inner_stride")
+
+
+@triton.jit(do_not_specialize=ROW_NUMBERS)
 def score_chunks(
     candidate_ids,
     logits,
@@ -108,13 +131,14 @@ def score_chunks(
     PER_ROW: tl.constexpr,
     NOISE: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program per (row, chunk)."""
     row = tl.program_id(0) // ((V + BLOCK - 1) // BLOCK)
     candidate = tl.load(candidate_ids + row)
     heat = temperature_of(row, temperature, True, PER_ROW)
     if asks_for_logits(candidate, heat, V):
-        start = logits + row_start(row, inner, outer_stride, inner_stride)
+        start = logits + row_start(row, inner, outer_stride, inner_stride, UNIT)
         score_chunk(candidate, row, start, heat, seed, records, V, NOISE, BLOCK)
 
 
@@ -155,9 +179,12 @@ def temperature_of(row, temperature, real, PER_ROW: tl.constexpr):
 
 
 @triton.jit
-def row_start(row, inner, outer_stride, inner_stride):
-    """Offset of a row's first logit, as ``rows_of`` describes it."""
-    return (row // inner).to(tl.int64) * outer_stride + (row % inner).to(tl.int64) * inner_stride
+def row_start(row, inner, outer_stride, inner_stride, UNIT: tl.constexpr = 1):
+    """Offset of a row's first element, as ``rows_of`` describes it; a multiple of UNIT."""
+    start = (row // inner).to(tl.int64) * outer_stride + (row % inner).to(tl.int64) * inner_stride
+    if UNIT > 1:
+        start = tl.multiple_of(start, UNIT)
+    return start
 
 
 @triton.jit
@@ -202,7 +229,8 @@ def score_chunk(candidate, row, start, heat, seed, records, V: tl.constexpr, NOI
             best = maximum
             if heat > 0.0:
                 best, best_v = draw_from_chunk(first, start, heat, tl.load(seed + row), V, BLOCK)
-            tl.store(record + LOGIT * LINE, tl.load(start + first + best_v, mask=best_v < V - first).to(tl.float32))
+            logit = tl.load(start + first + best_v, mask=best_v < V - first, other=-_INF)
+            tl.store(record + LOGIT * LINE, logit.to(tl.float32))
             tl.store(record + VALUE * LINE, best)
         tl.store(record + TOKEN * LINE, (first + best_v).to(tl.float32, bitcast=True))
 

@@ -211,11 +211,12 @@ def shadow_attention(
     batch, query_heads, num_queries, width = query.shape
     heads, num_keys = key.shape[1], key.shape[2]
     group = query_heads // heads
-    entry = config("shadow_attention", shape_class(query.dtype, width), query.device)
+    entry = "shadow_attention", shape_class(query.dtype, width)
+    tile = config(*entry, query.device)
     rows = (num_queries - num_shadow) * group, num_shadow * group
-    block_queries, programs = _tiling(rows, batch * heads, entry["BLOCK_QUERIES"])
+    block_queries, programs = _tiling(rows, batch * heads, tile["BLOCK_QUERIES"])
     first, second = parts(width, block_queries)
-    num_warps = entry["num_warps"] * block_queries // entry["BLOCK_QUERIES"]
+    num_warps = tile["num_warps"] * block_queries // tile["BLOCK_QUERIES"]
     scale = width**-0.5 if scale is None else scale
     factor = max(abs(scale) * math.log2(math.e), 2.0**-126)  # 0 would turn the -inf of a hidden key into NaN
     rounded = ctypes.c_float(factor).value
@@ -252,9 +253,9 @@ def shadow_attention(
             "FIRST": first,
             "SECOND": second,
             "BLOCK_QUERIES": block_queries,
-            "BLOCK_KEYS": entry["BLOCK_KEYS"],
+            "BLOCK_KEYS": tile["BLOCK_KEYS"],
         },
-        Options(num_warps, entry["num_stages"], fp_fusion=True),
+        Options(num_warps, tile["num_stages"], fp_fusion=True, entry=entry),
     )
     return output
 

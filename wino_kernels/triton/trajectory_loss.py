@@ -67,8 +67,9 @@ class _Head(NamedTuple):
 
     def tuned(self, operator: str) -> tuple[Config, Options]:
         """Blocks and compiler options."""
-        tuned = dict(config(operator, f"{self.dtype.itemsize} bytes", self.arguments["hidden"].device))
-        return tuned, Options(tuned.pop("num_warps"), tuned.pop("num_stages"), fp_fusion=True)
+        entry = operator, f"{self.dtype.itemsize} bytes"
+        tuned = dict(config(*entry, self.arguments["hidden"].device))
+        return tuned, Options(tuned.pop("num_warps"), tuned.pop("num_stages"), fp_fusion=True, entry=entry)
 
 
 def trajectory_loss(

@@ -26,6 +26,7 @@ from wino_kernels.triton.accept_remask import (
 from wino_kernels.triton.launch import launch
 from wino_kernels.triton.score_tokens import (
     DRAFT,
+    ROW_NUMBERS,
     SKIP,
     asks_for_logits,
     join_records,
@@ -75,7 +76,7 @@ def wino_step_(
 _BLOCK = ("tokens", "tokens_stride", "masked", "masked_stride", "revocable", "revocable_stride", "last_accepted")
 
 
-@triton.jit(do_not_specialize=["inner"])
+@triton.jit(do_not_specialize=ROW_NUMBERS)
 def score_positions(
     logits,
     inner,
@@ -95,6 +96,7 @@ def score_positions(
     PER_ROW: tl.constexpr,
     NOISE: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
     K: tl.constexpr,
     KP: tl.constexpr,
     VERIFY_LAST: tl.constexpr,
@@ -114,7 +116,7 @@ def score_positions(
             candidate = tl.load(tokens + sequence * tokens_stride + k)
     heat = temperature_of(row, temperature, True, PER_ROW)
     if asks_for_logits(candidate, heat, V):
-        start = logits + row_start(row, inner, outer_stride, inner_stride)
+        start = logits + row_start(row, inner, outer_stride, inner_stride, UNIT)
         score_chunk(candidate, row, start, heat, seed, records, V, NOISE, BLOCK)
 
 
