@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,6 +28,7 @@ from tables import percent, table
 
 import wino
 from wino.config import GenerationConfig
+from wino.files import write_atomically
 from wino.models.loading import bundled_folder
 from wino.tasks import TASKS, Item, Task
 from wino.tasks.evaluation import Evaluation, evaluate, paired_difference
@@ -75,12 +75,6 @@ class Bench:
         CACHE.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(result), default=str))
         return result
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def with_task(task: Task, decoder: str, **settings: Any) -> GenerationConfig:

@@ -30,8 +30,9 @@ from wino.cli.board import TAKEN_BACK, Board, Glyphs, LiveDecode
 from wino.cli.errors import describe, one_line
 from wino.cli.evaluate import select_configs
 from wino.cli.generate import config_for
-from wino.cli.session import Session, open_session, write_atomically
+from wino.cli.session import Session, open_session
 from wino.decoders import DECODERS
+from wino.files import write_atomically
 from wino.pretrain import Recipe, build_model, build_tokenizer
 from wino.tasks import TASKS
 from wino.trace import StepRecord

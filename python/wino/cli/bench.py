@@ -13,9 +13,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..files import write_atomically
 from .errors import BadInputError
 from .report import progress
-from .session import check_writable, open_session, read_text, status, write_atomically
+from .session import check_writable, open_session, read_text, status
 
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},

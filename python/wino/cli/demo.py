@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import GenerationConfig
+from ..files import write_atomically
 from ..generation import generate
 from ..tasks import TASKS, Item, Task
 from ..tasks.evaluation import Evaluation, answer_lengths, encode_prompts, paired_difference
@@ -28,7 +29,7 @@ from ..trace import StepRecord
 from .board import Board, Glyphs, Line
 from .evaluate import evaluate_all
 from .report import legend, print_table
-from .session import Session, check_writable, open_session, status, write_atomically
+from .session import Session, check_writable, open_session, status
 
 SHOWN = {"low_confidence": "low_confidence, one token a pass", "wino": "WINO, wide in, narrow out"}
 """The configurations that play side by side: label -> title."""

@@ -12,12 +12,13 @@ from typing import Any
 from rich.console import Console
 
 from ..config import GenerationConfig
+from ..files import write_atomically
 from ..tasks import SPLITS, Item, Task, get_task
 from ..tasks.evaluation import Evaluation, evaluate
 from ..tasks.presets import decoder_configs
 from .errors import BadInputError
 from .report import legend, print_table, progress
-from .session import Presets, Session, check_writable, open_session, write_atomically
+from .session import Presets, Session, check_writable, open_session
 
 _GENERATED = 200
 _SHARED = (
