@@ -106,6 +106,8 @@ CacheRefresh = Annotated[
     typer.Option(help="With a cache: compute everything every so many steps of a block.", rich_help_panel=_DECODING),
 ]
 
+Records = Annotated[Path, typer.Argument(help="Records of wino collect (JSON lines).")]
+
 
 def main() -> None:
     """Run the command line."""
@@ -330,6 +332,121 @@ def bench_command(
         seed=seed,
         json_file=json_file,
     )
+
+
+@app.command("collect")
+def collect_command(
+    ctx: typer.Context,
+    task: Annotated[str, typer.Option(help=f"One of {_TASK_NAMES}.")],
+    out: Annotated[Path, typer.Option(help="File of the records (JSON lines); one that is there is gone on with.")],
+    data: Annotated[Path | None, typer.Option(help="Training items from this file, not generated ones.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="Number of items; left out: 1000 generated ones or the whole file.")
+    ] = None,
+    item_seed: Annotated[int, typer.Option(help="Chooses the generated items.")] = 0,
+    model: Model = "wino-tiny",
+    device: Device = None,
+    batch_size: BatchSize = 64,
+    temperatures: Annotated[
+        str | None, typer.Option(help="Tried in turn until an answer is correct; 0,0.1,0.2,0.3,0.4,0.5 if left out.")
+    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    block_length: BlockLength = None,
+    threshold: Threshold = None,
+    threshold_back: ThresholdBack = None,
+    verify_last: VerifyLast = None,
+    cache: Cache = None,
+    cache_refresh: CacheRefresh = None,
+) -> None:
+    """Record how WINO decodes a training set: which token settled at which step, and whether the answer is right.
+
+    Thresholds left out are 0.5 and 0.8. Under accelerate launch or torchrun every process takes its share of the items,
+    and the last one to finish merges them.
+    """
+    from .collect import run_collect
+    from .session import chosen_settings
+
+    run_collect(
+        task,
+        chosen_settings(ctx.params),
+        out=out,
+        model=model,
+        device=device,
+        data=data,
+        n=n,
+        item_seed=item_seed,
+        batch_size=batch_size,
+        temperatures=temperatures,
+    )
+
+
+trajectories_app = typer.Typer(help="Filter, merge and look at collected records.", no_args_is_help=True)
+app.add_typer(trajectories_app, name="trajectories")
+
+
+@trajectories_app.command("filter")
+def filter_command(source: Records, out: Annotated[Path, typer.Argument(help="File to write.")]) -> None:
+    """Keep the correct records, one per item: lowest temperature, then fewest steps."""
+    from .trajectories import run_filter
+
+    run_filter(source, out)
+
+
+@trajectories_app.command("stats")
+def stats_command(source: Records) -> None:
+    """How many are correct, and when their tokens were accepted."""
+    from .trajectories import run_stats
+
+    run_stats(source)
+
+
+@trajectories_app.command("show")
+def show_command(
+    source: Records,
+    unique_id: Annotated[str | None, typer.Option("--id", help="The record's unique_id.")] = None,
+    index: Annotated[int, typer.Option(help="Without --id: which record, from 0.")] = 0,
+    model: Annotated[str | None, typer.Option(help="Whose tokenizer; the record's own model if left out.")] = None,
+) -> None:
+    """Draw one record step by step."""
+    from .trajectories import run_show
+
+    run_show(source, unique_id, index, model)
+
+
+@trajectories_app.command("merge")
+def merge_records_command(
+    files: Annotated[list[Path], typer.Argument(help="Files to read, then the file to write.", exists=False)],
+) -> None:
+    """Put several files into one, each unique_id once."""
+    from .trajectories import run_merge
+
+    if len(files) < 2:
+        raise typer.BadParameter("expected at least one file to read and one to write")
+    run_merge(files[:-1], files[-1])
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[str, typer.Option(help="A recipe (YAML), or the name of one that comes with the package.")],
+    model: Annotated[str | None, typer.Option(help="Instead of the recipe's base model.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Instead of the recipe's output folder.")] = None,
+) -> None:
+    """Train a model to follow recorded trajectories (WINO+), stage by stage; an interrupted run goes on."""
+    from .train import run_train
+
+    run_train(config, model, output)
+
+
+@app.command("merge")
+def merge_command(
+    adapter: Annotated[Path, typer.Option(help="The folder `final` of a stage of wino train.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    base: Annotated[str, typer.Option(help="The model the adapter was trained on.")] = "wino-tiny",
+) -> None:
+    """Merge a trained adapter into its base: a checkpoint that loads wherever the base loads."""
+    from .train import run_merge
+
+    run_merge(base, adapter, out)
 
 
 @app.command("doctor")

@@ -163,7 +163,10 @@ class RMSNorm(nn.Module):
 
 
 class LLaDABlock(nn.Module):
-    """Parameters of one transformer block; :func:`block_forward` is its forward pass."""
+    """Parameters of one transformer block; :func:`block_forward` is its forward pass.
+
+    Decoding calls that function on any such module; training calls the module, so that what wraps modules sees it.
+    """
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -179,6 +182,10 @@ class LLaDABlock(nn.Module):
         self.ff_proj = nn.Linear(d, config.mlp_hidden_size, bias=bias)
         self.up_proj = nn.Linear(d, config.mlp_hidden_size, bias=bias)
         self.ff_out = nn.Linear(config.mlp_hidden_size, d, bias=bias)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], config: Any, attend: Attend) -> Tensor:
+        """:func:`block_forward` of this block."""
+        return block_forward(self, x, rotary, config, attend)
 
 
 def rotary_table(config: Any, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,15 +343,30 @@ def logit_scale(config: Any) -> float:
     return 1.0 / math.sqrt(config.d_model) if config.scale_logits else 1.0
 
 
+def hidden_forward(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    run: Callable[..., Tensor] = block_forward,
+) -> Tensor:
+    """Hidden states (B, L, d_model) before the final norm; ``run`` computes a block from ``block_forward``'s first five
+    arguments."""
+    transformer, config = model.model.transformer, model.config
+    attend = masked_attention(_visibility(attention_mask, *input_ids.shape))
+    rotary = rotary_table(config, _positions(position_ids, input_ids))
+    x = transformer.wte(input_ids)
+    for block in iter_blocks(transformer):
+        x = run(block, x, rotary, config, attend)
+    return x
+
+
 def logits_forward(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
 ) -> Tensor:
     """Logits (B, L, V) of every position; ``model`` is ours or a live model of the authors' code."""
     transformer, config = model.model.transformer, model.config
-    attend = masked_attention(_visibility(attention_mask, *input_ids.shape))
-    rotary = rotary_table(config, _positions(position_ids, input_ids))
-    hidden = trunk_forward(transformer, config, transformer.wte(input_ids), rotary, attend)
-    hidden = transformer.ln_f(hidden)
+    hidden = transformer.ln_f(hidden_forward(model, input_ids, attention_mask, position_ids))
     logits = F.linear(hidden, transformer.wte.weight) if config.weight_tying else transformer.ff_out(hidden)
     return logits * logit_scale(config) if config.scale_logits else logits
 

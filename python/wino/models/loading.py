@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .llada import LLaDAConfig, LLaDAModelLM
 
 BUNDLED = "wino-tiny"
+BUNDLED_PLUS = "wino-tiny-plus"
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -28,10 +29,10 @@ def load(
     """A LLaDA in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_path: ``"wino-tiny"``, the model that comes with the package; or a folder in the Hugging Face layout of
-            LLaDA (``config.json``, safetensors in one file or sharded, tokenizer files); or a hub id such as
-            ``"GSAI-ML/LLaDA-8B-Instruct"``.
-        dtype: of the parameters; None: that of the checkpoint's embedding (bfloat16 for ``wino-tiny`` and LLaDA-8B).
+        name_or_path: ``"wino-tiny"``, the model that comes with the package, or ``"wino-tiny-plus"``, the same after
+            WINO+; or a folder in the Hugging Face layout of LLaDA (``config.json``, safetensors in one file or sharded,
+            tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
+        dtype: of the parameters; None: that of the checkpoint's embedding (bfloat16 for ours and LLaDA-8B).
         device: where to put the model; None: the CPU.
 
     Raises:
@@ -39,17 +40,24 @@ def load(
         ValueError: not a LLaDA checkpoint, or tensors are missing, unexpected or misshapen (named); found before any
             weight is read.
     """
-    folder = bundled_folder() if str(name_or_path) == BUNDLED else _folder(name_or_path)
+    folder = checkpoint_folder(name_or_path)
     config = _read_config(folder)
     shards = _check_tensors(folder, config)
     model = _read_model(shards, config, dtype, torch.device("cpu" if device is None else device))
     return model, _read_tokenizer(folder)
 
 
-def bundled_folder() -> Path:
-    folder = Path(str(resources.files("wino") / "assets" / BUNDLED))
+def checkpoint_folder(name_or_path: str | Path) -> Path:
+    """The folder of a checkpoint that :func:`load` accepts; a hub id is downloaded."""
+    name = str(name_or_path)
+    return bundled_folder(name) if name in (BUNDLED, BUNDLED_PLUS) else _folder(name_or_path)
+
+
+def bundled_folder(name: str = BUNDLED) -> Path:
+    folder = Path(str(resources.files("wino") / "assets" / name))
     if not (folder / _WEIGHTS).is_file():
-        raise FileNotFoundError(f"{BUNDLED} comes without weights here (no {folder / _WEIGHTS}); train it: make tiny")
+        recipe = "make tiny" if name == BUNDLED else "make plus"
+        raise FileNotFoundError(f"{name} comes without weights here (no {folder / _WEIGHTS}); train it: {recipe}")
     return folder
 
 

@@ -1,0 +1,89 @@
+"""``wino collect``: WINO trajectories over a training set, as JSON lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..config import GenerationConfig
+from ..plus.collect import TEMPERATURES, THRESHOLD, THRESHOLD_BACK, Shard, collect, training_items
+from ..plus.records import read_trajectories
+from ..tasks import Item, Task, get_task
+from .errors import BadInputError
+from .report import progress
+from .session import check_writable, open_session
+
+_GENERATED = 1000
+
+
+def run_collect(
+    task_name: str,
+    settings: dict[str, Any],
+    *,
+    out: Path,
+    model: str,
+    device: str | None,
+    data: Path | None,
+    n: int | None,
+    item_seed: int,
+    batch_size: int,
+    temperatures: str | None,
+) -> None:
+    """Collect, and say how many records the file has now."""
+    check_writable(out)
+    task = get_task(task_name)
+    items = _items(task, data, n, item_seed)
+    shard = _shard()
+    session = open_session(model, device or _own_gpu(shard))
+    defaults = {"threshold": THRESHOLD, "threshold_back": THRESHOLD_BACK, "max_new_tokens": task.max_new_tokens}
+    config = GenerationConfig(**{**defaults, **settings, "decoder": "wino"})
+    with progress(len(items[shard.rank :: shard.world]), f"{task.name} {shard.rank + 1}/{shard.world}") as advance:
+        complete = collect(
+            session.model,
+            session.tokenizer,
+            task,
+            items,
+            out,
+            config,
+            name=model,
+            temperatures=TEMPERATURES if temperatures is None else _numbers(temperatures),
+            batch_size=batch_size,
+            shard=shard,
+            on_items=advance,
+        )
+    if not complete:
+        print(f"process {shard.rank + 1} of {shard.world} is done; others are not yet", file=sys.stderr)
+        return
+    total = correct = 0
+    for record in read_trajectories(out):
+        total, correct = total + 1, correct + record.correct
+    print(f"{out}: {total} records, {correct} correct")
+
+
+def _items(task: Task, data: Path | None, n: int | None, item_seed: int) -> list[Item]:
+    if data is None:
+        return training_items(task, _GENERATED if n is None else n, item_seed)
+    items = list({item.key: item for item in task.load(data)}.values())[:n]
+    if not items:
+        raise BadInputError(f"{data}: no items in it")
+    return items
+
+
+def _shard() -> Shard:
+    """Of ``torchrun`` and ``accelerate launch``."""
+    return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _own_gpu(shard: Shard) -> str | None:
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if shard.world > 1 and torch.cuda.is_available() else None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise BadInputError(f"--temperatures: expected numbers such as 0,0.1,0.2, got {text!r}") from None

@@ -1,0 +1,150 @@
+"""What a WINO+ training run does: a YAML file with a base model, a loss, an adapter and stages (SPEC section 5)."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+#: Names of the projections each LoRA preset adapts, always inside ``blocks.*`` and never the LM head.
+PRESETS = {
+    "published": ("q_proj", "k_proj", "v_proj", "up_proj"),
+    "full": ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"),
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Adapter(_Strict):
+    """LoRA: ``preset`` names the adapted projections, see ``PRESETS``."""
+
+    preset: Literal["published", "full"] = "published"
+    rank: int = Field(default=128, gt=0)
+    alpha: int = Field(default=128, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Loss(_Strict):
+    """Weights and thresholds of ``wino_kernels.trajectory_loss``; ``llada`` weighs LLaDA's own objective beside it."""
+
+    cross_entropy: float = Field(default=1.0, ge=0)
+    unmask: float = Field(default=0.1, ge=0)
+    remask: float = Field(default=1.0, ge=0)
+    threshold: float = Field(default=0.6, ge=0, le=1)
+    threshold_back: float = Field(default=0.9, ge=0, le=1)
+    llada: float = Field(default=0.0, ge=0)
+
+
+class Stage(_Strict):
+    """One pass of training; the next stage starts from its result.
+
+    Attributes:
+        trajectories: files of records; relative paths are relative to the recipe.
+        order: ``"random"`` is the ablation with the order taken away.
+        block_length: for records that name none.
+        epochs, steps: how long; exactly one of them.
+        batch_size: samples of one process in one forward; ``accumulation`` of them make an optimiser step.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    trajectories: list[Path] = Field(min_length=1)
+    order: Literal["wino", "random"] = "wino"
+    block_length: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=8, gt=0)
+    accumulation: int = Field(default=1, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Stage:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("expected exactly one of epochs and steps")
+        return self
+
+
+class Recipe(_Strict):
+    """A whole run.
+
+    Attributes:
+        model: the base, as :func:`wino.load` takes it.
+        output: folder of checkpoints, logs and results; relative to the working directory.
+        adapter: LoRA; null: all parameters are trained.
+        dtype: of the frozen base under an adapter; without one parameters are float32.
+        bf16: autocast to bfloat16.
+        logging_steps, save_steps: optimiser steps between lines of ``loss.csv`` and between checkpoints.
+        report_to: integrations of the Hugging Face trainer, e.g. ``[tensorboard]``.
+    """
+
+    model: str
+    output: Path
+    adapter: Adapter | None = Adapter()
+    loss: Loss = Loss()
+    stages: list[Stage] = Field(min_length=1)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    bf16: bool = True
+    seed: int = Field(default=0, ge=0)
+    gradient_checkpointing: bool = False
+    logging_steps: int = Field(default=10, gt=0)
+    save_steps: int = Field(default=100, gt=0)
+    report_to: list[str] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.save_steps % self.logging_steps:
+            raise ValueError(f"save_steps: expected a multiple of logging_steps ({self.logging_steps})")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages: expected distinct names, got {names}")
+        return self
+
+
+def packaged() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+
+
+def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read and check a recipe: a path, or the name of one that comes with the package.
+
+    Args:
+        overrides: top-level fields to replace, e.g. ``{"model": "./LLaDA-8B-Instruct"}``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, or a field is unknown, missing or has a wrong value (all of them named).
+    """
+    file = Path(path)
+    text = (_folder() / f"{path}.yaml").read_text() if str(path) in packaged() and not file.exists() else None
+    base = Path() if text is not None else file.parent
+    try:
+        fields = yaml.safe_load(file.read_text(encoding="utf-8") if text is None else text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected a mapping with the fields of a recipe, got {type(fields).__name__}")
+    try:
+        recipe = Recipe.model_validate({**fields, **(overrides or {})})
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {_message(e)}" for e in error.errors())
+        raise ValueError(f"{path}: " + "; ".join(problems)) from None
+    stages = [s.model_copy(update={"trajectories": [base / p for p in s.trajectories]}) for s in recipe.stages]
+    return recipe.model_copy(update={"stages": stages})
+
+
+def _message(error: Any) -> str:
+    return error["msg"] if error["type"] == "missing" else f"{error['msg']}, got {str(error['input'])[:80]!r}"
+
+
+def _folder() -> Any:
+    return resources.files("wino.plus") / "recipes"

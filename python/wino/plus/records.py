@@ -1,0 +1,285 @@
+"""Trajectory records: one JSON object a line, streamed, validated, appended safely (SPEC section 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+_OLD_NAMES = {"wino_trajectory": "trajectory_accepted"}
+_INTEGER_LISTS = ("prompt_ids", "generated_ids", "trajectory_accepted", "trajectory_proposed")
+_INTEGERS = ("prompt_length", "decoding_steps")
+_STRINGS = ("unique_id", "source", "generated_text")
+_OPTIONAL = ("trajectory_proposed", "source", "metadata", "prompt_length", "generated_text", "used_temperature")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One decoded answer and the step at which each of its tokens was accepted.
+
+    Attributes:
+        unique_id: the item's key.
+        source: the task, or the file the item came from.
+        prompt_ids: P token ids.
+        prompt_length: P.
+        generated_ids: G final token ids.
+        trajectory_accepted: G global steps at which the final token was accepted; -1: given, or never decoded.
+        trajectory_proposed: G steps at which the final token was first its shadow row's argmax; None: not collected.
+        correct: whether the task's grader took the answer.
+        generated_text: the answer.
+        decoding_steps: forward passes.
+        used_temperature: of the attempt kept.
+        metadata: what else is known; fields this class does not have land here.
+    """
+
+    unique_id: str
+    source: str
+    prompt_ids: list[int]
+    prompt_length: int
+    generated_ids: list[int]
+    trajectory_accepted: list[int]
+    trajectory_proposed: list[int] | None
+    correct: bool
+    generated_text: str
+    decoding_steps: int
+    used_temperature: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line, without its newline."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str, where: str = "record") -> Trajectory:
+        """Parse and validate a line.
+
+        The authors' records load too: ``wino_trajectory`` is ``trajectory_accepted``, other unknown fields go to
+        ``metadata``, and those that follow from others may be missing.
+
+        Raises:
+            ValueError: naming ``where``, the field, what was expected and what came.
+        """
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{where}: expected an object, got {_shown(values)}")
+        values = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
+        _fill(values)
+        own = {f.name for f in fields(cls)}
+        for name in own:
+            if name not in values:
+                _fail(where, name, "a value", "nothing")
+        if not isinstance(values["metadata"], dict):
+            _fail(where, "metadata", "an object", values["metadata"])
+        extra = {name: values.pop(name) for name in list(values) if name not in own}
+        values["metadata"] = {**extra, **values["metadata"]}
+        _check(where, values)
+        return cls(**values)
+
+
+def _fill(values: dict[str, Any]) -> None:
+    prompt, generated = values.get("prompt_ids"), values.get("trajectory_accepted")
+    defaults: dict[str, Any] = {"trajectory_proposed": None, "source": "", "metadata": {}, "generated_text": ""}
+    defaults["used_temperature"] = 0.0
+    if isinstance(prompt, list):
+        defaults["prompt_length"] = len(prompt)
+    if isinstance(generated, list) and all(isinstance(step, int) for step in generated):
+        defaults["decoding_steps"] = max(generated, default=-1) + 1
+    for name, value in defaults.items():
+        values.setdefault(name, value)
+    if isinstance(values.get("unique_id"), int):
+        values["unique_id"] = str(values["unique_id"])
+
+
+def _check(where: str, values: dict[str, Any]) -> None:
+    for name in _STRINGS:
+        if not isinstance(values[name], str):
+            _fail(where, name, "a string", values[name])
+    for name in _INTEGERS:
+        if not _is_integer(values[name]) or values[name] < 0:
+            _fail(where, name, "an integer >= 0", values[name])
+    if not isinstance(values["correct"], bool):
+        _fail(where, "correct", "true or false", values["correct"])
+    temperature = values["used_temperature"]
+    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 <= temperature < float("inf"):
+        _fail(where, "used_temperature", "a number >= 0", temperature)
+    for name in _INTEGER_LISTS:
+        least = -1 if name.startswith("trajectory") else 0
+        given = values[name]
+        if name == "trajectory_proposed" and given is None:
+            continue
+        if not isinstance(given, list) or not given or not all(_is_integer(i) and i >= least for i in given):
+            _fail(where, name, f"a list of integers >= {least}", given)
+    if values["prompt_length"] != len(values["prompt_ids"]):
+        _fail(where, "prompt_length", f"{len(values['prompt_ids'])}, the number of prompt_ids", values["prompt_length"])
+    for name in ("trajectory_accepted", "trajectory_proposed"):
+        if values[name] is not None and len(values[name]) != len(values["generated_ids"]):
+            _fail(where, name, f"{len(values['generated_ids'])} steps, one for each of generated_ids", values[name])
+    if max(values["trajectory_accepted"]) >= values["decoding_steps"]:
+        expected = f"more than {max(values['trajectory_accepted'])}, the last accepted step"
+        _fail(where, "decoding_steps", expected, values["decoding_steps"])
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fail(where: str, name: str, expected: str, got: Any) -> NoReturn:
+    raise ValueError(f"{where}: field {name}: expected {expected}, got {_shown(got)}")
+
+
+def _shown(value: Any) -> str:
+    text = value if value == "nothing" else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def read_trajectories(path: Path) -> Iterator[Trajectory]:
+    """Stream a file's records. ``ValueError`` names path, line number and field of the first that is not valid."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield Trajectory.from_json(line, f"{path}: line {number}")
+
+
+def randomised(trajectory: Trajectory, seed: int) -> Trajectory:
+    """The ablation: the same tokens, block order and number per step, but which are accepted when is drawn at random.
+
+    Drawn within each block of ``metadata["block_length"]`` (the whole answer without it).
+    """
+    accepted = list(trajectory.trajectory_accepted)
+    block = trajectory.metadata.get("block_length") or len(accepted)
+    rng = random.Random(f"{seed}/{trajectory.unique_id}")
+    for start in range(0, len(accepted), block):
+        places = [i for i in range(start, min(start + block, len(accepted))) if accepted[i] >= 0]
+        steps = [accepted[i] for i in places]
+        rng.shuffle(steps)
+        for place, step in zip(places, steps, strict=True):
+            accepted[place] = step
+    metadata = {**trajectory.metadata, "trajectory_mode": "random"}
+    return replace(trajectory, trajectory_accepted=accepted, trajectory_proposed=None, metadata=metadata)
+
+
+def filter_best(path: Path) -> Iterator[Trajectory]:
+    """The correct records of a file, one per ``unique_id``: lowest temperature, then fewest steps, then the first.
+
+    Reads the file twice, and keeps a few numbers per ``unique_id`` in memory.
+    """
+    best: dict[str, tuple[float, int, int]] = {}
+    for number, record in enumerate(read_trajectories(path)):
+        if record.correct:
+            rank = (record.used_temperature, record.decoding_steps, number)
+            best[record.unique_id] = min(best.get(record.unique_id, rank), rank)
+    chosen = {number for _, _, number in best.values()}
+    for number, record in enumerate(read_trajectories(path)):
+        if number in chosen:
+            yield record
+
+
+def write_trajectories(path: Path, records: Iterable[Trajectory]) -> int:
+    """Stream records into ``path``, which appears whole or not at all; returns how many."""
+    count = 0
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            for record in records:
+                file.write(record.to_json() + "\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def merge_files(paths: Iterable[Path]) -> Iterator[Trajectory]:
+    """All records of all files in turn, one per ``unique_id`` (the first)."""
+    seen: set[str] = set()
+    for path in paths:
+        for record in read_trajectories(path):
+            if record.unique_id not in seen:
+                seen.add(record.unique_id)
+                yield record
+
+
+class RecordWriter:
+    """Appends whole lines to a file and knows what is in it; a context manager.
+
+    A last line without its newline, which a killed process leaves, is cut off when the file is opened. Every batch is
+    on the disk when ``write`` returns, and a write that fails part-way is taken back.
+
+    Attributes:
+        done: the ``unique_id`` of every record in the file.
+
+    Raises:
+        ValueError: a record in the file is not valid, or was made with other ``settings`` (named).
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path = path
+        _cut_torn_line(path)
+        self.done: set[str] = set()
+        if path.exists():
+            for number, record in enumerate(read_trajectories(path), 1):
+                for name, expected in settings.items():
+                    if record.metadata.get(name) != expected:
+                        got = record.metadata.get(name)
+                        raise ValueError(
+                            f"{path}: line {number} was made with {name} {got!r}, this run has {expected!r}"
+                        )
+                self.done.add(record.unique_id)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
+
+    def write(self, records: Iterable[Trajectory]) -> None:
+        """Append records that are not yet in the file."""
+        fresh = [record for record in records if record.unique_id not in self.done]
+        data = "".join(record.to_json() + "\n" for record in fresh).encode()
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except BaseException:
+            self._file.truncate(start)
+            raise
+        self.done.update(record.unique_id for record in fresh)
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        kept = end
+        while kept > 0:
+            start = max(0, kept - 65536)
+            file.seek(start)
+            newline = file.read(kept - start).rfind(b"\n")
+            kept = start + newline + 1 if newline >= 0 else start
+            if newline >= 0:
+                break
+        if kept != end:
+            file.truncate(kept)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A hash of the vocabulary: which id every token has."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
+    return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=False).encode()).hexdigest()[:16]
