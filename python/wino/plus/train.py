@@ -268,8 +268,7 @@ def _sums_and_counts(
     noisy = "noisy_ids" in batch
     input_ids = torch.cat((batch["input_ids"], batch["noisy_ids"])) if noisy else batch["input_ids"]
     mask = batch["attention_mask"].repeat(2, 1) if noisy else batch["attention_mask"]
-    with _attention_with_fast_backward(input_ids.device):
-        hidden = model.model.transformer.ln_f(hidden_forward(model, input_ids, mask, run=run))
+    hidden = model.model.transformer.ln_f(hidden_forward(model, input_ids, mask, run=run))
     weight, bias = lm_head(model)
     if bias is not None:
         raise ValueError("trajectory_loss: an LM head with a bias is not supported")
@@ -302,17 +301,14 @@ def _llada_sum(hidden: Tensor, weight: Tensor, tokens: Tensor, masked: Tensor) -
     return torch.stack(sums).sum()[None]
 
 
-def _called(block: nn.Module, *arguments: Any) -> Tensor:
-    return block(*arguments)
+def _called(block: nn.Module, x: Tensor, *others: Any) -> Tensor:
+    # On the CPU the fused attention's backward pass is several times slower than that of plain matrix products.
+    with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
+        return block(x, *others)
 
 
-def _checkpointed(block: nn.Module, *arguments: Any) -> Tensor:
-    return checkpoint(block, *arguments, use_reentrant=False)
-
-
-def _attention_with_fast_backward(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """On the CPU the fused attention's backward pass is several times slower than that of plain matrix products."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+def _checkpointed(block: nn.Module, x: Tensor, *others: Any) -> Tensor:
+    return checkpoint(_called, block, x, *others, use_reentrant=False)
 
 
 class _StopAfterStep(TrainerCallback):
