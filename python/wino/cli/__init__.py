@@ -340,8 +340,8 @@ def collect_command(
     task: Annotated[str, typer.Option(help=f"One of {_TASK_NAMES}.")],
     out: Annotated[Path, typer.Option(help="File of the records (JSON lines); one that is there is gone on with.")],
     data: Annotated[Path | None, typer.Option(help="Training items from this file, not generated ones.")] = None,
-    n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Number of items; left out: 1000 generated ones or the whole file.")
+    items: Annotated[
+        int | None, typer.Option(min=1, help="How many; left out: 1000 generated ones or the whole file.")
     ] = None,
     item_seed: Annotated[int, typer.Option(help="Chooses the generated items.")] = 0,
     model: Model = "wino-tiny",
@@ -373,7 +373,7 @@ def collect_command(
         model=model,
         device=device,
         data=data,
-        n=n,
+        n=items,
         item_seed=item_seed,
         batch_size=batch_size,
         temperatures=temperatures,
