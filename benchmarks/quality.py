@@ -11,14 +11,12 @@ and by instruction set; `--fresh` measures again. Exits 1 when a bar is missed.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import math
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,14 @@ import wino
 from wino.config import GenerationConfig
 from wino.files import write_atomically
 from wino.models.loading import bundled_folder
-from wino.tasks import TASKS, Item, Task
-from wino.tasks.evaluation import Evaluation, evaluate, paired_difference
+from wino.tasks import TASKS, Task
+from wino.tasks.curve import Workbench, plot_curves
+from wino.tasks.evaluation import Evaluation
 from wino.tasks.presets import PRESETS_FILE, baseline_configs, decoder_configs, load_presets
-from wino_kernels.backends import cpu_isa
+from wino.tasks.statistics import paired_difference
 
 DOCS = Path(__file__).parent.parent / "docs"
-CACHE = Path(__file__).parent.parent / "build" / "quality" / f"{torch.__version__}-{wino.__version__}-{cpu_isa()}"
+CACHE = Path(__file__).parent.parent / "build" / "quality"
 ACCURACY_BAR = {"sudoku": 0.95, "countdown": 0.60, "sum": 0.80}
 STEP_REDUCTION_BAR = {"sudoku": 3.0, "countdown": 4.0, "sum": 4.0}
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -46,35 +45,18 @@ WINO_GRID = [
 ]
 
 
-def first_items(task: Task, split: str, count: int) -> list[Item]:
-    return list(itertools.islice(task.items(split), count))
-
-
-class Bench:
+class Bench(Workbench):
     """One model; every measurement is stored by what decides it."""
 
     def __init__(self, name: str) -> None:
-        self.model, self.tokenizer = wino.load(name)
-        weights = b"".join(p.detach().float().numpy().tobytes() for p in self.model.parameters())
-        self.fingerprint = hashlib.sha256(weights).hexdigest()[:12]
+        super().__init__(name, *wino.load(name), CACHE)
 
-    def run(self, task: Task, split: str, count: int, config: GenerationConfig) -> Evaluation:
-        """Evaluate, or read what an earlier run measured."""
-        key = json.dumps(
-            [self.fingerprint, task.name, split, count, config.to_diff_dict()], sort_keys=True, default=str
-        )
-        path = CACHE / f"{task.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if path.exists():
-            return Evaluation(**json.loads(path.read_text()))
+    def first(self, task: Task, split: str, count: int, config: GenerationConfig) -> Evaluation:
+        """The first ``count`` items of a split."""
         with Progress(transient=True) as progress:
             bar = progress.add_task(f"{task.name} {config.decoder}", total=count)
-            items = first_items(task, split, count)
-            result = evaluate(
-                self.model, self.tokenizer, task, items, config, on_batch=lambda n: progress.advance(bar, n)
-            )
-        CACHE.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(result), default=str))
-        return result
+            items = list(itertools.islice(task.items(split), count))
+            return self.run(task, items, config, on_batch=lambda n: progress.advance(bar, n))
 
 
 def with_task(task: Task, decoder: str, **settings: Any) -> GenerationConfig:
@@ -90,13 +72,13 @@ def tune(bench: Bench, folder: Path, tasks: Sequence[Task], count: int) -> None:
     }
     presets: dict[str, dict[str, Any]] = {}
     for task in tasks:
-        reference = bench.run(task, "validation", count, baseline_configs(task)["low_confidence"]).accuracy
+        reference = bench.first(task, "validation", count, baseline_configs(task)["low_confidence"]).accuracy
         print(f"{task.name} low_confidence: {reference:.3f}")
         presets[task.name] = {}
         for decoder, grid in grids.items():
             tried = []
             for settings in grid:
-                result = bench.run(task, "validation", count, with_task(task, decoder, **settings))
+                result = bench.first(task, "validation", count, with_task(task, decoder, **settings))
                 worse = result.accuracy < reference
                 tried.append((worse, -result.accuracy if worse else result.mean_steps, settings))
                 print(f"{task.name} {decoder} {settings}: {result.accuracy:.3f} @ {result.mean_steps:.2f} steps")
@@ -120,7 +102,7 @@ def measure_task(
 ) -> dict[str, Any]:
     """One family: the decoders side by side, WINO's rival at equal steps, and the curve."""
     results = {
-        label: bench.run(task, "heldout", count, config) for label, config in decoder_configs(task, presets).items()
+        label: bench.first(task, "heldout", count, config) for label, config in decoder_configs(task, presets).items()
     }
     reference, ours = results["low_confidence"], results["wino"]
     rows = [
@@ -134,14 +116,14 @@ def measure_task(
         for label, result in results.items()
     ]
     steps = math.ceil(ours.mean_steps)
-    rival = bench.run(task, "heldout", count, with_task(task, "low_confidence", steps=steps))
+    rival = bench.first(task, "heldout", count, with_task(task, "low_confidence", steps=steps))
     rival_row = {"steps": steps, "wino_minus": paired_difference(ours.correct, rival.correct), **rival.row()}
     curve = [
         {
             "decoder": label,
             "threshold": config.threshold,
             "steps": config.steps,
-            **bench.run(task, "heldout", curve_count, config).row(),
+            **bench.first(task, "heldout", curve_count, config).row(),
         }
         for label, config in sweep_configs(task)
     ]
@@ -195,27 +177,9 @@ def points(difference: Sequence[float]) -> str:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     tasks = figures["tasks"]
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.2), constrained_layout=True)
-    styles = {"low_confidence": "o", "confidence_threshold": "s", "wino": "^", "wino, verify_last": "v"}
-    for axis, task in zip(axes, tasks.values(), strict=True):
-        for label, marker in styles.items():
-            points = sorted((p for p in task["curve"] if p["decoder"] == label), key=lambda p: p["tokens_per_forward"])
-            x = [p["tokens_per_forward"] for p in points]
-            y = [100 * p["accuracy"] for p in points]
-            # At 100 % the interval's end may lie a rounding error below the point.
-            below = [max(0.0, 100 * (p["accuracy"] - p["ci_low"])) for p in points]
-            above = [max(0.0, 100 * (p["ci_high"] - p["accuracy"])) for p in points]
-            axis.errorbar(x, y, yerr=[below, above], marker=marker, markersize=4, linewidth=1, capsize=2, label=label)
-        axis.set(title=task["title"], xlabel="tokens per forward", ylabel="accuracy %")
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    rows = [{"task": name, "model": "wino-tiny", **point} for name, task in tasks.items() for point in task["curve"]]
+    plot_curves(rows, path, {name: task["title"] for name, task in tasks.items()})
 
 
 def check_bars(figures: dict[str, Any]) -> list[str]:

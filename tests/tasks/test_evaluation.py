@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from itertools import islice
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import wino
 from wino.pretrain import Recipe, build_model, build_tokenizer
@@ -18,47 +15,10 @@ from wino.tasks.evaluation import (
     answer_lengths,
     encode_prompts,
     evaluate,
-    paired_difference,
-    wilson_interval,
 )
 from wino.tasks.presets import baseline_configs, decoder_configs, load_presets
 
 RECIPE = Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0)],
-)
-def test_wilson_interval_of_published_examples(successes: int, n: int, low: float, high: float) -> None:
-    """Newcombe (1998), table I, method 3."""
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(n=st.integers(1, 3000), share=st.floats(0, 1))
-def test_wilson_interval_holds_the_rate_and_is_symmetric(n: int, share: float) -> None:
-    successes = round(n * share)
-    low, high = wilson_interval(successes, n)
-    assert 0 <= low <= successes / n + 1e-12 and successes / n - 1e-12 <= high <= 1
-    assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low))
-
-
-def test_paired_difference_of_a_hand_computed_table() -> None:
-    """100 pairs, 7 won and 2 lost: adjusted shares 8/102 and 3/102."""
-    ours = [True] * 7 + [False] * 2 + [True] * 60 + [False] * 31
-    theirs = [False] * 7 + [True] * 2 + [True] * 60 + [False] * 31
-    mean, low, high = paired_difference(ours, theirs)
-    half = 1.959964 * math.sqrt((11 / 102 - (5 / 102) ** 2) / 102)
-    assert mean == pytest.approx(0.05)
-    assert (low, high) == pytest.approx((5 / 102 - half, 5 / 102 + half), abs=1e-6)
-    assert paired_difference(theirs, ours)[1:] == pytest.approx((-high, -low))
-
-
-def test_paired_difference_keeps_a_width_without_any_disagreement() -> None:
-    mean, low, high = paired_difference([True] * 50, [True] * 50)
-    assert mean == 0 and low < -0.01 and high > 0.01
-    with pytest.raises(ValueError):
-        paired_difference([True], [True, False])
 
 
 def test_answer_lengths_count_the_first_end_token_and_no_padding() -> None:

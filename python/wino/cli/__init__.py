@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,12 +32,15 @@ app = typer.Typer(
 _DECODING = "Decoding"
 _MODEL_HELP = "The bundled wino-tiny, a folder in Hugging Face layout, or a hub id."
 
+_DECODER_HELP = "wino, low_confidence or confidence_threshold."
+_THRESHOLD_HELP = "wino: accept drafts above it; confidence_threshold: at or above it. In (0, 1]."
+
 Model = Annotated[str, typer.Option(help=_MODEL_HELP)]
 Device = Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda:0; the CPU if left out.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts decoded together.")]
 Decoder = Annotated[
     str | None,
-    typer.Option(help="wino, low_confidence or confidence_threshold.", rich_help_panel=_DECODING),
+    typer.Option(help=_DECODER_HELP, rich_help_panel=_DECODING),
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Generation length.", rich_help_panel=_DECODING)]
 BlockLength = Annotated[
@@ -48,9 +51,7 @@ BlockLength = Annotated[
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(
-        help="wino: accept drafts above it; confidence_threshold: at or above it. In (0, 1].", rich_help_panel=_DECODING
-    ),
+    typer.Option(help=_THRESHOLD_HELP, rich_help_panel=_DECODING),
 ]
 ThresholdBack = Annotated[
     float | None,
@@ -209,7 +210,7 @@ def generate_command(
 @app.command("eval")
 def eval_command(
     ctx: typer.Context,
-    task: Annotated[str, typer.Option(help=f"One of {_TASK_NAMES}.")],
+    task: Annotated[list[str], typer.Option(help=f"One of {_TASK_NAMES}; several with --out.")],
     data: Annotated[
         Path | None,
         typer.Option(
@@ -222,16 +223,31 @@ def eval_command(
     ] = None,
     split: Annotated[str, typer.Option(help=f"Generated items: one of {', '.join(SPLITS[1:])}.")] = "heldout",
     item_seed: Annotated[int, typer.Option(help="Chooses the generated items.")] = 0,
-    model: Model = "wino-tiny",
+    model: Annotated[
+        list[str] | None, typer.Option(help=f"{_MODEL_HELP} With --out several, each NAME or LABEL=NAME.")
+    ] = None,
     device: Device = None,
     batch_size: BatchSize = 64,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write figures, settings and every answer to this JSON file.")
     ] = None,
-    decoder: Decoder = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the accuracy-under-parallelism curve: eval.json, eval.md and eval.png in this folder, of every "
+            "--model, --task, --decoder and --threshold (paired tests against the first). A second run resumes."
+        ),
+    ] = None,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{_DECODER_HELP} Several with --out.", rich_help_panel=_DECODING),
+    ] = None,
     max_new_tokens: MaxNewTokens = None,
     block_length: BlockLength = None,
-    threshold: Threshold = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(help=f"{_THRESHOLD_HELP} With --out several, such as 0.5,0.7,0.9.", rich_help_panel=_DECODING),
+    ] = None,
     threshold_back: ThresholdBack = None,
     accept_fraction: AcceptFraction = None,
     min_accept: MinAccept = None,
@@ -253,19 +269,31 @@ def eval_command(
     its preset.
     """
     from .evaluate import run_eval
-    from .session import chosen_settings
+    from .session import chosen_settings, one_of, thresholds_of
 
+    models, decoders, thresholds = model or ["wino-tiny"], decoder or [], thresholds_of(threshold)
+    items: dict[str, Any] = {
+        "data": data,
+        "n": n,
+        "split": split,
+        "item_seed": item_seed,
+        "device": device,
+        "batch_size": batch_size,
+    }
+    if out is not None:
+        from .curve import run_curve
+
+        settings = chosen_settings({**ctx.params, "decoder": None, "threshold": None})
+        names = decoders or ["low_confidence", "confidence_threshold", "wino"]
+        run_curve(task, settings, models=models, decoders=names, thresholds=thresholds, out=out, **items)
+        return
+    single = {"decoder": one_of("--decoder", decoders), "threshold": one_of("--threshold", thresholds)}
     run_eval(
-        task,
-        chosen_settings(ctx.params),
-        data=data,
-        n=n,
-        split=split,
-        item_seed=item_seed,
-        model=model,
-        device=device,
-        batch_size=batch_size,
+        one_of("--task", task),
+        chosen_settings({**ctx.params, **single}),
+        model=one_of("--model", models),
         json_file=json_file,
+        **items,
     )
 
 

@@ -23,8 +23,9 @@ from ..config import GenerationConfig
 from ..files import write_atomically
 from ..generation import generate
 from ..tasks import TASKS, Item, Task
-from ..tasks.evaluation import Evaluation, answer_lengths, encode_prompts, paired_difference
+from ..tasks.evaluation import Evaluation, answer_lengths, encode_prompts
 from ..tasks.presets import decoder_configs
+from ..tasks.statistics import paired_difference
 from ..trace import StepRecord
 from .board import Board, Glyphs, Line
 from .evaluate import evaluate_all

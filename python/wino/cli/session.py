@@ -56,6 +56,21 @@ def chosen_settings(parameters: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def thresholds_of(text: str | None) -> list[float]:
+    """The numbers of "0.5,0.7"."""
+    try:
+        return [] if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInputError(f"--threshold: expected numbers such as 0.5,0.7, got {text!r}") from None
+
+
+def one_of(option: str, values: list[Any]) -> Any:
+    """The only value of an option that may be repeated, None without one."""
+    if len(values) > 1:
+        raise BadInputError(f"{option}: several values need --out, the folder of the curve")
+    return values[0] if values else None
+
+
 def open_session(name: str, device: str | None = None) -> Session:
     """Load the model called ``name`` with its presets; a status line says so on a terminal."""
     with status(f"loading {name} ..."):

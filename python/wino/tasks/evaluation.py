@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -14,8 +12,7 @@ import torch
 from ..config import GenerationConfig
 from ..generation import generate
 from .base import Item, Task
-
-_Z95 = NormalDist().inv_cdf(0.975)
+from .statistics import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -73,27 +70,6 @@ class Evaluation:
             "tokens_per_forward": self.tokens_per_forward,
             "tokens_per_second": self.tokens_per_second,
         }
-
-
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion."""
-    rate, z2 = successes / n, _Z95**2
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float, float]:
-    """Mean of ours - theirs over the same items, and its 95 % interval.
-
-    The interval is Bonett and Price's (2012): Wald's after one more discordant pair either way, so that it keeps a
-    width when the two agree on every item.
-    """
-    pairs = list(zip(ours, theirs, strict=True))
-    n, wins, losses = len(pairs), sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    won, lost = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
-    half = _Z95 * math.sqrt((won + lost - (won - lost) ** 2) / (n + 2))
-    return (wins - losses) / n, max(-1.0, won - lost - half), min(1.0, won - lost + half)
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:

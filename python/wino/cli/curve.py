@@ -1,0 +1,94 @@
+"""``wino eval --out``: models and decoders over thresholds, compared on the same items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..config import GenerationConfig
+from ..files import write_atomically
+from ..tasks import Item, Task, get_task
+from ..tasks.curve import Point, Workbench, compare, markdown_table, plot_curves
+from .errors import BadInputError
+from .evaluate import select_configs, select_items
+from .report import progress
+from .session import Session, open_session
+
+_SWEPT = ("wino", "confidence_threshold")
+
+
+def run_curve(
+    tasks: list[str],
+    settings: dict[str, Any],
+    *,
+    models: list[str],
+    decoders: list[str],
+    thresholds: list[float],
+    out: Path,
+    data: Path | None,
+    n: int | None,
+    split: str,
+    item_seed: int,
+    device: str | None,
+    batch_size: int,
+) -> None:
+    """Measure every combination, print a table a task, write ``eval.json``, ``eval.md`` and ``eval.png`` into ``out``.
+
+    What was measured is kept in ``out/measured``: an interrupted run goes on, and the same point is never decoded
+    twice.
+    """
+    if data is not None and len(tasks) > 1:
+        raise BadInputError(f"--data: one file holds items of one task, got {len(tasks)} tasks")
+    chosen = {task.name: (task, select_items(task, data, split, item_seed, n)) for task in map(get_task, tasks)}
+    out.mkdir(parents=True, exist_ok=True)
+    sessions = {label: open_session(name, device) for label, name in map(_labelled, models)}
+    points: dict[str, list[Point]] = {name: [] for name in chosen}
+    configs = {
+        (label, name): list(_configs(session, task, settings, decoders, thresholds))
+        for label, session in sessions.items()
+        for name, (task, _) in chosen.items()
+    }
+    total = sum(len(configs[label, name]) * len(chosen[name][1]) for label, name in configs)
+    with progress(total, "eval") as advance:
+        for label, session in sessions.items():
+            bench = Workbench(label, session.model, session.tokenizer, out / "measured")
+            for name, (task, items) in chosen.items():
+                for decoder, config in configs[label, name]:
+                    result = bench.run(task, items, config, batch_size=batch_size, on_batch=advance)
+                    points[name].append(Point(name, label, decoder, config, result))
+    _write(out, chosen, points)
+
+
+def _labelled(model: str) -> tuple[str, str]:
+    label, equals, name = model.partition("=")
+    return (label, name) if equals else (model, model)
+
+
+def _configs(
+    session: Session, task: Task, settings: dict[str, Any], decoders: list[str], thresholds: list[float]
+) -> Iterator[tuple[str, GenerationConfig]]:
+    """Decoder and settings of every point: over the thresholds where the decoder has one, else its preset."""
+    for decoder in decoders:
+        swept: list[dict[str, Any]] = [{"threshold": t} for t in thresholds] if decoder in _SWEPT else []
+        for own in swept or [{}]:
+            yield from select_configs(task, {**settings, **own, "decoder": decoder}, session.presets).items()
+
+
+def _write(out: Path, chosen: dict[str, tuple[Task, list[Item]]], points: dict[str, list[Point]]) -> None:
+    console = Console(highlight=False)
+    rows = [point.row() for group in points.values() for point in group]
+    tests = [compare(point, group[0]) for group in points.values() for point in group[1:]]
+    text = "# Accuracy under parallelism\n\nIntervals are 95 %: bootstrap; Wilson's where all answers agree. "
+    text += "Differences and p-values (exact McNemar) are paired by item, against the first line of each table.\n"
+    for name, group in points.items():
+        text += f"\n## {chosen[name][0].title} (`{name}`), {len(chosen[name][1])} items\n\n"
+        text += markdown_table(group, group[0])
+    write_atomically(out / "eval.json", json.dumps({"rows": rows, "tests": tests}, indent=1) + "\n")
+    write_atomically(out / "eval.md", text + "\n![Accuracy against tokens per forward](eval.png)\n")
+    plot_curves(rows, out / "eval.png", {name: task.title for name, (task, _) in chosen.items()})
+    console.print(text, markup=False, soft_wrap=True)
+    console.print(f"written: {out / 'eval.json'}, {out / 'eval.md'}, {out / 'eval.png'}", markup=False, soft_wrap=True)
