@@ -167,6 +167,50 @@ void linear_score_tokens_end(int64_t rows, int64_t V, Address candidate_ids, Add
   kernels().linear_score_tokens_end(args, V, at<int64_t>(token_ids), at<float>(confidence));
 }
 
+LossArgs loss_args(Address logits, int dtype, int64_t rows, int64_t width, int64_t row_stride, int64_t first_id,
+                   Address labels, int threads) {
+  LossArgs args{};
+  args.logits = at<const void>(logits);
+  args.dtype = dtype;
+  args.rows = rows;
+  args.width = width;
+  args.row_stride = row_stride;
+  args.first_id = first_id;
+  args.labels = at<const int64_t>(labels);
+  args.threads = threads;
+  return args;
+}
+
+void trajectory_loss_begin(int64_t rows, Address state) {
+  LossArgs args{};
+  args.rows = rows;
+  args.state = at<LossRow>(state);
+  kernels().trajectory_loss_begin(args);
+}
+
+void trajectory_loss_tile(Address logits, int dtype, int64_t rows, int64_t width, int64_t row_stride, int64_t first_id,
+                          Address labels, Address state, int threads) {
+  LossArgs args = loss_args(logits, dtype, rows, width, row_stride, first_id, labels, threads);
+  args.state = at<LossRow>(state);
+  kernels().trajectory_loss_tile(args);
+}
+
+void trajectory_loss_end(int64_t rows, Address state, Address log_sum_exp, Address entropy, Address cross_entropy,
+                         Address top_p, Address top) {
+  LossArgs args{};
+  args.rows = rows;
+  args.state = at<LossRow>(state);
+  kernels().trajectory_loss_end(args, at<double>(log_sum_exp), at<double>(entropy), at<double>(cross_entropy),
+                                at<float>(top_p), at<int64_t>(top));
+}
+
+void trajectory_loss_gradient(Address logits, int dtype, int64_t rows, int64_t width, int64_t row_stride,
+                              int64_t first_id, Address labels, Address gradient, int threads) {
+  LossArgs args = loss_args(logits, dtype, rows, width, row_stride, first_id, labels, threads);
+  args.gradient = at<const LossGradient>(gradient);
+  kernels().trajectory_loss_gradient(args);
+}
+
 void exponentials(int64_t n, int threads) { kernels().exponentials(n, threads); }
 
 void read_once(Address data, int64_t n, int threads) { kernels().read_once(at<const float>(data), n, threads); }
@@ -186,6 +230,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("linear_score_tokens_begin", &wino::cpu::linear_score_tokens_begin, release_gil());
   m.def("linear_score_tokens_tile", &wino::cpu::linear_score_tokens_tile, release_gil());
   m.def("linear_score_tokens_end", &wino::cpu::linear_score_tokens_end, release_gil());
+  m.def("trajectory_loss_begin", &wino::cpu::trajectory_loss_begin, release_gil());
+  m.def("trajectory_loss_tile", &wino::cpu::trajectory_loss_tile, release_gil());
+  m.def("trajectory_loss_end", &wino::cpu::trajectory_loss_end, release_gil());
+  m.def("trajectory_loss_gradient", &wino::cpu::trajectory_loss_gradient, release_gil());
   m.def("accept_remask", &wino::cpu::accept_remask, release_gil());
   m.def("use_exchange_of", &wino::use_exchange_of);
   m.def("accept_remask_dense", &wino::accept_remask_dense);
@@ -199,5 +247,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_openmp_of", &use_openmp_of);
   m.def("threading_layer", &threading_layer);
   m.attr("tile_row_bytes") = sizeof(TileRow);
+  m.attr("loss_row_bytes") = sizeof(LossRow);
   m.attr("version") = WINO_VERSION;
 }

@@ -83,11 +83,38 @@ struct TileArgs {
   int threads;
 };
 
+// Running sums of a row of trajectory_loss: sum of e = exp(x - reference) and of (x - reference) e.
+struct LossRow {
+  double sum, moment;
+  int64_t best_id;
+  float reference, best, label_logit;
+};
+
+// What the gradient of one row's logits follows from.
+struct LossGradient {
+  float log_sum_exp, entropy, of_cross_entropy, of_entropy;
+};
+
+struct LossArgs {
+  const void* logits;  // [rows, width]: vocabulary indices first_id ... first_id + width; written by the gradient
+  int dtype;
+  int64_t rows, width, row_stride, first_id;
+  const int64_t* labels;         // [rows]
+  LossRow* state;                // [rows], not used by the gradient
+  const LossGradient* gradient;  // [rows], used by the gradient alone
+  int threads;
+};
+
 struct Kernels {
   void (*score_tokens)(const ScoreArgs&);
   void (*linear_score_tokens_begin)(const TileArgs&);
   void (*linear_score_tokens_tile)(const TileArgs&);
   void (*linear_score_tokens_end)(const TileArgs&, int64_t V, int64_t* token_ids, float* confidence);
+  void (*trajectory_loss_begin)(const LossArgs&);
+  void (*trajectory_loss_tile)(const LossArgs&);
+  void (*trajectory_loss_end)(const LossArgs&, double* log_sum_exp, double* entropy, double* cross_entropy,
+                              float* top_p, int64_t* top);
+  void (*trajectory_loss_gradient)(const LossArgs&);
   void (*accept_remask)(const AcceptRemaskArgs&);
   void (*accept)(const AcceptArgs&);
   void (*wino_step)(const AcceptRemaskArgs&, const ScoreArgs&, int64_t* scratch);  // 3 int64 per position

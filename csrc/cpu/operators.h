@@ -10,6 +10,11 @@ void score_tokens(const ScoreArgs& args);
 void linear_score_tokens_begin(const TileArgs& args);
 void linear_score_tokens_tile(const TileArgs& args);
 void linear_score_tokens_end(const TileArgs& args, int64_t V, int64_t* token_ids, float* confidence);
+void trajectory_loss_begin(const LossArgs& args);
+void trajectory_loss_tile(const LossArgs& args);
+void trajectory_loss_end(const LossArgs& args, double* log_sum_exp, double* entropy, double* cross_entropy,
+                         float* top_p, int64_t* top);
+void trajectory_loss_gradient(const LossArgs& args);
 void accept_remask(const AcceptRemaskArgs& args);
 void accept(const AcceptArgs& args);
 // scratch: 3 int64 per position.

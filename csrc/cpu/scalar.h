@@ -32,6 +32,36 @@ WINO_HD float to_float(Float16 x) {
   return sign != 0 ? -scaled : scaled;
 }
 
+// Rounded to nearest, ties to even; NaN stays NaN.
+WINO_HD void from_float(float value, float* x) { *x = value; }
+
+WINO_HD void from_float(float value, BFloat16* x) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16;
+  x->bits = static_cast<uint16_t>(value == value ? rounded : 0x7FC0u);
+}
+
+// Scaled by 2^-112, the value has a float16's exponent in a float32, subnormals included; what is left is rounding.
+WINO_HD void from_float(float value, Float16* x) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+  uint32_t half;
+  if (magnitude > 0x7F800000u) {
+    half = 0x7E00u;
+  } else if (magnitude >= 0x477FF000u) {  // 65520 and above round to infinity
+    half = 0x7C00u;
+  } else if (magnitude < 0x38800000u) {  // subnormal: an addition of 2^-1 leaves the bits of units of 2^-24
+    const float shifted = from_bits(magnitude) + 0.5f;
+    memcpy(&half, &shifted, sizeof(half));
+    half -= 0x3F000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1)) >> 13;
+  }
+  x->bits = static_cast<uint16_t>(sign | half);
+}
+
 WINO_HD void set_negative_infinity(float* x) { *x = -INFINITY; }
 WINO_HD void set_negative_infinity(BFloat16* x) { x->bits = 0xFF80u; }
 WINO_HD void set_negative_infinity(Float16* x) { x->bits = 0xFC00u; }

@@ -603,9 +603,9 @@ def test_logits_that_require_gradients(path: str) -> None:
 
 
 def test_an_explicit_backend_that_cannot_serve_raises() -> None:
-    with wino_kernels.use_backend("cpu"), pytest.raises(wino_kernels.BackendUnavailableError) as caught:
+    with wino_kernels.use_backend("cuda"), pytest.raises(wino_kernels.BackendUnavailableError) as caught:
         call_loss()
-    assert re.search("trajectory_loss.*cpu", str(caught.value))
+    assert re.search("trajectory_loss.*cuda", str(caught.value))
     with pytest.raises(wino_kernels.BackendUnavailableError, match="abacus"), wino_kernels.use_backend("abacus"):
         pass
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import pytest
 import torch
-from kernel_paths import over_paths
+from kernel_paths import over_paths, paths
 from torch import Tensor
 
 import wino_kernels
@@ -179,6 +180,58 @@ def test_lower_precision(path: str, dtype: torch.dtype) -> None:
     for gradient, expected in zip(gradients, torch.autograd.grad(loss, (batch.hidden, batch.weight)), strict=True):
         assert gradient.dtype == dtype
         assert (gradient - expected).norm() <= tolerance * expected.norm()
+
+
+@over_paths("trajectory_loss")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocabulary", [1, 2, 15, 16, 63, 64, 65, 130, 1003, 4099])
+def test_errors_stay_below_those_of_the_definition(path: str, dtype: torch.dtype, vocabulary: int) -> None:
+    """Beside float64, of sums and gradients; large logits, so that running maxima rise along the vocabulary."""
+    if path == "triton" and vocabulary > 1003:
+        pytest.skip("interpreted")
+    batch = batch_of(24, 37, vocabulary, dtype)
+    leaves = (batch.hidden.mul_(1.5).requires_grad_(), batch.weight.requires_grad_())
+    everything = {"threshold": 0.0, "threshold_back": 1.0}
+    exact = Batch(*(leaf.detach().double().requires_grad_() for leaf in leaves), *batch[2:])
+    with wino_kernels.use_backend("eager"):
+        wanted = wino_kernels.trajectory_loss(*exact, **everything)
+        theirs = wino_kernels.trajectory_loss(*batch, **everything)
+        grads_wanted = torch.autograd.grad(wanted.sums.sum(), exact[:2])
+        grads_theirs = torch.autograd.grad(theirs.sums.sum(), leaves)
+    ours = wino_kernels.trajectory_loss(*batch, **everything)
+    grads_ours = torch.autograd.grad(ours.sums.sum(), leaves)
+    # Which entropies count hangs on a comparison of logits that rounding may tie.
+    if dtype == torch.float32 and torch.equal(ours.counts, wanted.counts):
+        rounding = 1e-6 * (1 + wanted.sums.abs())
+        assert ((ours.sums - wanted.sums).abs() <= 2 * (theirs.sums - wanted.sums).abs() + rounding).all()
+    assert torch.equal(ours.counts, theirs.counts)
+    assert torch.allclose(ours.sums, theirs.sums, rtol=1e-4, atol=1e-4)
+    for mine, other, want in zip(grads_ours, grads_theirs, grads_wanted, strict=True):
+        off, allowed = (float((grad.double() - want).norm()) for grad in (mine, other))
+        assert off <= 1.5 * allowed + 1e-6 * float(want.norm()) + 1e-12
+
+
+@pytest.mark.parametrize("path", [path for path in paths("trajectory_loss") if path.startswith("cpu")], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_and_chunks_of_rows_add_up(path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles: several of the vocabulary for few rows, several chunks of rows for many; and several threads."""
+    few, many = batch_of(7, 9, 700, dtype), batch_of(3000, 5, 70, dtype)
+    for batch in (few, many):
+        results = []
+        for tile_bytes, threads in ((4 << 20, 1), (1 << 14, 1), (1 << 14, 3)):
+            for operator in ("trajectory_loss", "linear_score_tokens"):
+                monkeypatch.setattr(sys.modules[f"wino_kernels.cpu.{operator}"], "_TILE_BYTES", tile_bytes)
+            torch.set_num_threads(threads)
+            leaves = (batch.hidden.detach().requires_grad_(), batch.weight.detach().requires_grad_())
+            result = wino_kernels.trajectory_loss(*leaves, *batch[2:], threshold=0.1, threshold_back=1.0)
+            results.append((result.sums, result.counts, *torch.autograd.grad(result.sums.sum(), leaves)))
+        whole, *parts_of = results
+        for parted in parts_of:
+            assert torch.equal(parted[1], whole[1])
+            assert torch.allclose(parted[0], whole[0], rtol=1e-4)
+            for mine, other in zip(parted[2:], whole[2:], strict=True):
+                assert (mine - other).norm() <= (1e-5 if dtype == torch.float32 else 2e-2) * other.norm()
+        assert all(torch.equal(a, b) for a, b in zip(parts_of[0], parts_of[1], strict=True))
 
 
 @over_paths("trajectory_loss")

@@ -20,6 +20,7 @@ from wino_kernels.cpu.accept_remask import accept_remask_
 from wino_kernels.cpu.linear_score_tokens import linear_score_tokens
 from wino_kernels.cpu.score_tokens import score_tokens
 from wino_kernels.cpu.shadow_attention import shadow_attention
+from wino_kernels.cpu.trajectory_loss import trajectory_loss, trajectory_loss_backward
 from wino_kernels.cpu.wino_step import wino_step_
 
 DEVICES: tuple[str, ...] = ("cpu",)
@@ -31,6 +32,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "accept_": accept_,
     "wino_step_": wino_step_,
     "shadow_attention": shadow_attention,
+    "trajectory_loss": trajectory_loss,
+    "trajectory_loss_backward": trajectory_loss_backward,
 }
 
 
