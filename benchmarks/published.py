@@ -12,7 +12,18 @@ from torch import Tensor
 
 from wino.benchmark.published import PublishedBlock, published
 
-__all__ = ["BLOCK", "COMPILED", "MASK_ID", "Published", "Step", "make_step", "published"]
+__all__ = [
+    "BLOCK",
+    "COMPILED",
+    "MASK_ID",
+    "LossBatch",
+    "Published",
+    "Step",
+    "make_loss_batch",
+    "make_step",
+    "published",
+    "published_loss",
+]
 
 MASK_ID = 126336
 PROMPT, GENERATION, BLOCK = 128, 256, 128
@@ -82,3 +93,42 @@ class Published(PublishedBlock):
     def step(self) -> None:
         """From the scored logits to the next state; the scoring itself is not part of it."""
         self.accept(self.drafted, self.probability)
+
+
+class LossBatch(NamedTuple):
+    """One unfolded sample of a sequence of 448: 16 targets and 94 other masks in its block, a frozen head."""
+
+    hidden: Tensor  # [448, H], requires grad
+    weight: Tensor  # [V, H]
+    labels: Tensor  # [448] int64
+    target: Tensor  # [448] bool
+    candidate: Tensor  # [448] bool
+
+
+def make_loss_batch(vocabulary: int, width: int, dtype: torch.dtype) -> LossBatch:
+    generator = torch.Generator().manual_seed(0)
+    length, targets, masks = 448, 16, 110
+    hidden = torch.randn(length, width, generator=generator).to(dtype)
+    weight = (torch.randn(vocabulary, width, generator=generator) * 6 / width**0.5).to(dtype)
+    labels = torch.nn.functional.linear(hidden, weight).argmax(-1)
+    labels[::3] = torch.randint(0, vocabulary, (len(labels[::3]),), generator=generator)
+    masked = length - 128 + torch.randperm(128, generator=generator)[:masks]
+    target, candidate = torch.zeros(2, length, dtype=torch.bool)
+    target[masked[:targets]], candidate[masked[targets:]] = True, True
+    return LossBatch(hidden.requires_grad_(), weight, labels, target, candidate)
+
+
+def published_loss(batch: LossBatch, threshold: float = 0.6, threshold_back: float = 0.9) -> Tensor:
+    """SPEC section 5 as public trainers compute it: logits of the whole sequence, three softmaxes over them."""
+    logits = torch.nn.functional.linear(batch.hidden, batch.weight).float()
+    cross_entropy = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    with torch.no_grad():
+        top_p, top = logits.softmax(-1).max(-1)
+        sure = batch.target & (top == batch.labels) & (top_p < threshold_back)
+        wrong = batch.candidate & (top != batch.labels) & (top_p > threshold)
+
+    def mean(values: Tensor, chosen: Tensor) -> Tensor:
+        return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)
+
+    return mean(cross_entropy, batch.target) + 0.1 * mean(entropy, sure) - mean(entropy, wrong)

@@ -155,6 +155,56 @@ def low_confidence(
     )
 
 
+def prophet(
+    model: Any,
+    prompt: list[int],
+    generation: list[int],
+    *,
+    mask_id: int,
+    block_length: int,
+    steps: int,
+    answer_start: int | None,
+) -> ReferenceDecode:
+    """Early commit (SPEC section 4): low_confidence until the mean gap of the two largest logits is wide enough.
+
+    The branches name the gap that ended the decode, or "never committed".
+    """
+    out = ReferenceDecode([*prompt, *generation], [-1] * len(generation))
+    x, first = out.tokens, len(prompt)
+    each_block = steps * block_length // len(generation)
+    for number, start in enumerate(range(first, len(x), block_length)):
+        masked = {i for i in range(start, start + block_length) if x[i] == mask_id}
+        each, remainder = divmod(len(masked), each_block)
+        step = 0
+        while masked:
+            logits = _logits(model, x, None, list(range(len(x))))
+            everywhere = [i for i in range(first, len(x)) if x[i] == mask_id]
+            looked_at = everywhere if answer_start is None else range(first + answer_start, first + answer_start + 5)
+            gaps = [logits[i].topk(2).values.tolist() for i in looked_at]
+            gap = sum(a - b for a, b in gaps) / len(gaps)
+            progress = (number * each_block + step + 1) / steps
+            needed = 7.5 if progress < 0.33 else 5.0 if progress < 0.67 else 2.5
+            out.note_margin(abs(gap - needed))
+            confidence = {i: _probability(logits[i], int(logits[i].argmax())) for i in masked}
+            count = each + (step < remainder)
+            best_first = sorted(masked, key=lambda i: (-confidence[i], i))
+            filled = everywhere if gap >= needed else best_first[:count]
+            if gap < needed:
+                out.note_rank_gap([confidence[i] for i in best_first], count)
+            for i in filled:
+                top, second = logits[i].topk(2).values.tolist()
+                out.note_margin(top - second)
+                x[i], out.accepted_at[i - first] = int(logits[i].argmax()), out.steps
+            out.steps += 1
+            if gap >= needed:
+                out.branches[f"committed at {needed}"] += 1
+                return out
+            masked -= set(filled)
+            step += 1
+    out.branches["never committed"] += 1
+    return out
+
+
 def confidence_threshold(
     model: Any, prompt: list[int], generation: list[int], *, mask_id: int, block_length: int, threshold: float
 ) -> ReferenceDecode:

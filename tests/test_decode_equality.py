@@ -19,6 +19,7 @@ from reference_loop import ReferenceDecode
 
 import wino
 import wino_kernels
+from wino.decoders import prophet
 from wino.models import LLaDAConfig, LLaDAModelLM
 
 MASK, VOCAB, LENGTH = 1, 40, 32
@@ -135,6 +136,61 @@ def test_low_confidence_equals_the_specified_loop(steps: int) -> None:
             partial(reference_loop.low_confidence, model, mask_id=MASK, **rule),
         )
     assert ran["decodes"] >= 8 and ran["steps"] == steps * ran["decodes"]
+
+
+def prophet_model(seed: int) -> LLaDAModelLM:
+    """Between hesitant and sure, so that early commits happen in every phase of a decode, and never."""
+    model = random_model(seed)
+    with torch.no_grad():
+        model.model.transformer["ff_out"].weight.mul_((0.6, 1.0, 1.5, 2.5, 4.0)[seed % 5])
+    return model
+
+
+@pytest.mark.parametrize("answer_start", [None, 0, 20, 27])
+def test_prophet_equals_the_specified_loop(answer_start: int | None) -> None:
+    ran: Counter[str] = Counter()
+    for seed in range(15):
+        rng = random.Random(seed)
+        model, prompts = prophet_model(seed), random_prompts(rng)
+        given = 0.3 if seed % 3 == 0 else 0.0
+        generation = [
+            [rng.randrange(2, VOCAB) if rng.random() < given else MASK for _ in range(LENGTH)] for _ in prompts
+        ]
+        rule = {"block_length": rng.choice((8, 16, 32)), "steps": rng.choice((8, 16, 32)), "answer_start": answer_start}
+        ran += compare(
+            model,
+            prompts,
+            generation,
+            {"decoder": "prophet", **rule},
+            partial(reference_loop.prophet, model, mask_id=MASK, **rule),
+        )
+    assert ran["decodes"] >= 60
+    for branch in ("committed at 7.5", "committed at 5.0", "committed at 2.5", "never committed"):
+        assert ran[branch] >= 2, ran
+
+
+def test_prophet_in_phases_of_its_own_sequence() -> None:
+    """Sequences of one batch commit in different steps; the others go on as they would alone."""
+    model = prophet_model(3)
+    prompts = [[2 + i] * (1 + i) for i in range(6)]
+    together = generate(model, prompts, [[MASK] * LENGTH] * 6, decoder="prophet", block_length=16)
+    assert len(set(together.steps.tolist())) >= 3
+    for row, prompt in enumerate(prompts):
+        alone = generate(model, [prompt], [[MASK] * LENGTH], decoder="prophet", block_length=16)
+        assert torch.equal(alone.sequences[0, -LENGTH:], together.sequences[row, -LENGTH:])
+
+
+def test_the_gap_of_two_largest_logits_needs_no_logits_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tiles, against sorting; ties, a vocabulary of one, a bias."""
+    monkeypatch.setattr(prophet, "_TILE", 7)
+    hidden, weight, bias = torch.randn(3, 5, 8), torch.randn(30, 8), torch.randn(30)
+    for b in (None, bias):
+        top = torch.nn.functional.linear(hidden, weight, b).sort(-1).values
+        assert torch.allclose(prophet.top_two_gap(hidden, weight, b), top[..., -1] - top[..., -2])
+    weight[21] = weight[3] = 10 * hidden[0, 0]
+    assert prophet.top_two_gap(hidden, weight, None)[0, 0] == 0
+    assert torch.equal(prophet.top_two_gap(hidden, weight[:1], None), torch.zeros(3, 5))
+    assert torch.isfinite(prophet.top_two_gap(hidden, weight[:8], None)).all()
 
 
 def test_confidence_threshold_equals_the_specified_loop() -> None:

@@ -15,7 +15,7 @@ import wino_kernels
 from wino.models import LLaDAConfig, LLaDAModelLM
 
 MASK, EOS, VOCAB, PROMPT, LENGTH, BLOCK = 1, 0, 37, 6, 24, 8
-DECODERS = ("wino", "low_confidence", "confidence_threshold")
+DECODERS = ("wino", "low_confidence", "confidence_threshold", "prophet")
 
 
 def peaked_model(seed: int = 0, scale: float = 6.0) -> LLaDAModelLM:
@@ -49,8 +49,8 @@ def config(decoder: str = "wino", **settings: object) -> wino.GenerationConfig:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_output_is_complete_and_consistent(model: LLaDAModelLM, decoder: str) -> None:
-    ids = prompts(3)
-    out = wino.generate(model, ids, generation_config=config(decoder, return_trace=True))
+    ids, settings = prompts(3), config(decoder, return_trace=True)
+    out = wino.generate(model, ids, generation_config=settings)
     assert out.sequences.shape == (3, PROMPT + LENGTH)
     assert torch.equal(out.sequences[:, :PROMPT], ids)
     assert not (out.sequences == MASK).any()
@@ -65,7 +65,8 @@ def test_output_is_complete_and_consistent(model: LLaDAModelLM, decoder: str) ->
             assert replayed[record.remasked_positions].tolist() == record.remasked_tokens
             replayed[record.remasked_positions] = MASK
             at[record.remasked_positions] = -1
-            assert all(p // BLOCK == record.block for p in record.accepted_positions + record.remasked_positions)
+            block_of = [p // settings.block_size for p in record.accepted_positions + record.remasked_positions]
+            assert set(block_of) <= {record.block}
         assert torch.equal(replayed, out.sequences[row, PROMPT:])
         assert torch.equal(at, out.accepted_at[row])
 
@@ -107,6 +108,20 @@ def test_given_tokens_stay(model: LLaDAModelLM, decoder: str) -> None:
         model, prompts(1), generation_config=config(decoder), generation_ids=torch.full((1, LENGTH), 5)
     )
     assert nothing_to_do.steps.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"answer_start": -1}, "answer_start: expected an integer >= 0, got -1"),
+        ({"answer_start": LENGTH - 4}, f"answer_start: expected at most {LENGTH - 5}, 5 positions before the end"),
+        ({"stop_at_eos": True}, "stop_at_eos: decoder prophet has False only, got True"),
+        ({"remasking": "random"}, "remasking: decoder prophet has 'low_confidence' only, got 'random'"),
+    ],
+)
+def test_what_prophet_refuses(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config("prophet", **settings)
 
 
 def test_low_confidence_takes_the_published_number_a_step(model: LLaDAModelLM) -> None:

@@ -14,8 +14,11 @@ PerRequest = float | Sequence[float]
 
 CACHE_NAMES = ("none", "prefix", "dual")
 
-DECODER_NAMES = ("wino", "low_confidence", "confidence_threshold")
+DECODER_NAMES = ("wino", "low_confidence", "confidence_threshold", "prophet")
 """The keys of :data:`wino.decoders.DECODERS`."""
+
+ANSWER_REGION = 5
+"""Positions that "prophet" looks at from ``answer_start`` on."""
 
 _DEFAULTS: dict[str, Any] = {
     "decoder": "wino",
@@ -28,6 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "max_accept": 20,
     "verify_last": False,
     "steps": None,
+    "answer_start": None,
     "remasking": "low_confidence",
     "cfg_scale": 0.0,
     "temperature": 0.0,
@@ -45,7 +49,7 @@ class GenerationConfig(transformers.GenerationConfig):
     """Settings of :func:`wino.generate`; a ``transformers.GenerationConfig`` (saves, loads and updates like one).
 
     Args:
-        decoder: "wino" (SPEC section 3), "low_confidence" or "confidence_threshold" (section 4).
+        decoder: "wino" (SPEC section 3), "low_confidence", "confidence_threshold" or "prophet" (section 4).
         max_new_tokens: generation length G.
         block_length: block length K, divides G; None: one block of G.
         threshold: draft threshold of "wino" (accept above it), acceptance threshold of "confidence_threshold"; in (0,
@@ -54,7 +58,9 @@ class GenerationConfig(transformers.GenerationConfig):
         accept_fraction, min_accept, max_accept: "wino": at most min(max(floor(fraction * masked), min), max) tokens
             are accepted a step.
         verify_last: "wino": also verify the tokens accepted last (SPEC section 3a).
-        steps: "low_confidence": forward passes over all blocks; None: one token a step.
+        steps: "low_confidence", "prophet": forward passes over all blocks; None: one token a step.
+        answer_start: "prophet": where in the generation region the answer's five positions begin, whose certainty ends
+            the decode; None: all masked positions are looked at.
         remasking: "low_confidence": fill by "low_confidence" or at "random".
         cfg_scale: classifier-free guidance w; 0: none.
         temperature: Gumbel temperature; 0: greedy.
@@ -87,6 +93,7 @@ class GenerationConfig(transformers.GenerationConfig):
     max_accept: int
     verify_last: bool
     steps: int | None
+    answer_start: int | None
     remasking: str
     cfg_scale: float
     temperature: PerRequest
@@ -126,6 +133,17 @@ class GenerationConfig(transformers.GenerationConfig):
             _check_integer("steps", self.steps, 1)
             if self.steps % blocks:
                 raise ValueError(f"steps: must be a multiple of the {blocks} blocks, got {self.steps}")
+        if self.answer_start is not None:
+            _check_integer("answer_start", self.answer_start, 0)
+            if self.answer_start + ANSWER_REGION > self.max_new_tokens:
+                raise ValueError(
+                    f"answer_start: expected at most {self.max_new_tokens - ANSWER_REGION}, {ANSWER_REGION} positions "
+                    f"before the end of the {self.max_new_tokens} generated, got {self.answer_start}"
+                )
+        if self.decoder == "prophet":
+            for name, only in (("stop_at_eos", False), ("remasking", "low_confidence")):
+                if getattr(self, name) != only:
+                    raise ValueError(f"{name}: decoder prophet has {only!r} only, got {getattr(self, name)!r}")
         for name in ("verify_last", "stop_at_eos", "cuda_graph"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
@@ -148,8 +166,8 @@ class GenerationConfig(transformers.GenerationConfig):
 
     @property
     def block_size(self) -> int:
-        """Block length K with its default resolved."""
-        return self.block_length or self.max_new_tokens
+        """Positions scored in a step: the block length K with its default resolved; all of "prophet"'s."""
+        return self.max_new_tokens if self.decoder == "prophet" else self.block_length or self.max_new_tokens
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

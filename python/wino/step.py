@@ -33,6 +33,7 @@ def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
         hidden, weight, candidates, bias=bias, temperature=temperature, seed=seed
     )
     batch.confidence.copy_(confidence)
+    decoder.observe(state, hidden, weight, bias)
     masked_before = state.masked.clone()
     batch.report[:, 0] = decoder.update(state, token_ids, confidence)
     # A re-masked position is accepted again before its block ends, which overwrites its entry.

@@ -11,8 +11,9 @@ from torch import Tensor
 class StepRecord:
     """One forward pass of one sequence.
 
-    Positions count from the start of the generation region. ``accepted_*`` are the tokens written in this step with
-    their draft confidences; ``remasked_*`` the tokens taken back with their verification confidences.
+    Positions count from the start of the generation region; ``block`` is 0 for "prophet", which looks at all of it.
+    ``accepted_*`` are the tokens written in this step with their draft confidences; ``remasked_*`` the tokens taken
+    back with their verification confidences.
     """
 
     step: int

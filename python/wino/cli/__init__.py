@@ -32,7 +32,7 @@ app = typer.Typer(
 _DECODING = "Decoding"
 _MODEL_HELP = "The bundled wino-tiny, a folder in Hugging Face layout, or a hub id."
 
-_DECODER_HELP = "wino, low_confidence or confidence_threshold."
+_DECODER_HELP = "wino, low_confidence, confidence_threshold or prophet."
 _THRESHOLD_HELP = "wino: accept drafts above it; confidence_threshold: at or above it. In (0, 1]."
 
 Model = Annotated[str, typer.Option(help=_MODEL_HELP)]
@@ -76,7 +76,15 @@ VerifyLast = Annotated[
 Steps = Annotated[
     int | None,
     typer.Option(
-        help="low_confidence: forward passes over all blocks; one a token if left out.", rich_help_panel=_DECODING
+        help="low_confidence, prophet: forward passes over all blocks; one a token if left out.",
+        rich_help_panel=_DECODING,
+    ),
+]
+AnswerStart = Annotated[
+    int | None,
+    typer.Option(
+        help="prophet: where the answer's five positions begin in the generated text, whose certainty ends the decode.",
+        rich_help_panel=_DECODING,
     ),
 ]
 Remasking = Annotated[
@@ -179,6 +187,7 @@ def generate_command(
     max_accept: MaxAccept = None,
     verify_last: VerifyLast = None,
     steps: Steps = None,
+    answer_start: AnswerStart = None,
     remasking: Remasking = None,
     cfg_scale: CfgScale = None,
     temperature: Temperature = None,
@@ -254,6 +263,7 @@ def eval_command(
     max_accept: MaxAccept = None,
     verify_last: VerifyLast = None,
     steps: Steps = None,
+    answer_start: AnswerStart = None,
     remasking: Remasking = None,
     cfg_scale: CfgScale = None,
     temperature: Temperature = None,

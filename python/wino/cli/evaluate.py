@@ -65,7 +65,7 @@ def with_shared(config: GenerationConfig, settings: dict[str, Any]) -> Generatio
     merged = config.to_dict() | settings
     if "max_new_tokens" in settings:
         merged["block_length"] = settings.get("block_length")
-    if config.decoder == "low_confidence" and config.steps is not None:
+    if config.decoder in ("low_confidence", "prophet") and config.steps is not None:
         tokens_a_step = config.max_new_tokens // config.steps
         block = merged["block_length"] or merged["max_new_tokens"]
         merged["steps"] = merged["max_new_tokens"] // block * math.ceil(block / tokens_a_step)

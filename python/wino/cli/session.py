@@ -23,6 +23,7 @@ SETTINGS = (
     "max_accept",
     "verify_last",
     "steps",
+    "answer_start",
     "remasking",
     "cfg_scale",
     "temperature",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from .base import BlockState, Decoder
 from .confidence_threshold import ConfidenceThreshold
 from .low_confidence import LowConfidence
+from .prophet import Prophet
 from .wino import Wino
 
 DECODERS: dict[str, type[Decoder]] = {
     "wino": Wino,
     "low_confidence": LowConfidence,
     "confidence_threshold": ConfidenceThreshold,
+    "prophet": Prophet,
 }
 
 __all__ = ["DECODERS", "BlockState", "Decoder"]

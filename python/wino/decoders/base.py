@@ -53,6 +53,11 @@ class Decoder(ABC):
         """(B, K) what each row is scored for: -1 draft, >= 0 verify that token, -2 nothing."""
         return torch.where(state.masked, -1, -2)
 
+    def observe(  # noqa: B027 - most decoders go by the scores alone
+        self, state: BlockState, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> None:
+        """Called before :meth:`update` with the block's rows (B, K, H), and the head's weight (V, H) and bias (V,)."""
+
     def keep(self, rows: Tensor) -> None:
         """Only ``rows`` (int64) of the sequences go on."""
         keep_rows(self, rows)
