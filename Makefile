@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality tiny build clean
+.PHONY: demo test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality plus tiny build clean
 
 demo: $(VENV)/installed-decode
 	$(BIN)/wino demo
@@ -44,6 +44,11 @@ bench: $(VENV)/installed-dev
 
 quality: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/quality.py report
+	$(BIN)/python benchmarks/tables.py
+
+# Collect, filter, train, merge, evaluate: an hour on two cores with the ablations.
+plus: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/plus.py --bundle python/wino/assets/wino-tiny-plus
 	$(BIN)/python benchmarks/tables.py
 
 tiny: $(VENV)/installed-dev

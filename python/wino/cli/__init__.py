@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..tasks import SPLITS, TASKS
+from ..tasks import SPLITS, TASKS, TEXT_TASK_NAMES
 from .errors import OneLineErrors
 
-_TASK_NAMES = ", ".join(TASKS)
+_TASK_NAMES = f"{', '.join(TASKS)}; with --data {', '.join(TEXT_TASK_NAMES)}"
 _EPILOG = (
     "Errors are one line on stderr. Exit codes: 0 done, 2 bad input, 130 interrupted. "
     "WINO_BACKEND chooses the kernels, WINO_TRACEBACK=1 shows where an error came from."
@@ -115,6 +115,12 @@ CacheRefresh = Annotated[
     typer.Option(help="With a cache: compute everything every so many steps of a block.", rich_help_panel=_DECODING),
 ]
 
+AllowCodeExecution = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code-execution", help="humaneval, mbpp: run the programs that the model writes, with limits."
+    ),
+]
 Records = Annotated[Path, typer.Argument(help="Records of wino collect (JSON lines).")]
 
 
@@ -223,7 +229,8 @@ def eval_command(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A published test file, not generated items (sudoku: CSV Puzzle,Solution; others: JSON lines)."
+            help="A published file (.jsonl, .csv, .parquet or hf:owner/name/split), not generated items; docs/tasks.md "
+            "says which columns."
         ),
     ] = None,
     n: Annotated[
@@ -247,6 +254,7 @@ def eval_command(
             "--model, --task, --decoder and --threshold (paired tests against the first). A second run resumes."
         ),
     ] = None,
+    allow_code_execution: AllowCodeExecution = False,
     decoder: Annotated[
         list[str] | None,
         typer.Option(help=f"{_DECODER_HELP} Several with --out.", rich_help_panel=_DECODING),
@@ -385,6 +393,7 @@ def collect_command(
     model: Model = "wino-tiny",
     device: Device = None,
     batch_size: BatchSize = 64,
+    allow_code_execution: AllowCodeExecution = False,
     temperatures: Annotated[
         str | None, typer.Option(help="Tried in turn until an answer is correct; 0,0.1,0.2,0.3,0.4,0.5 if left out.")
     ] = None,
@@ -415,6 +424,7 @@ def collect_command(
         item_seed=item_seed,
         batch_size=batch_size,
         temperatures=temperatures,
+        allow_code_execution=allow_code_execution,
     )
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from ..config import GenerationConfig
 from ..plus.collect import TEMPERATURES, THRESHOLD, THRESHOLD_BACK, Shard, collect, training_items
 from ..plus.records import read_trajectories
-from ..tasks import Item, Task, get_task
+from ..tasks import Item, Task
+from ..tasks.text import CodeTask
 from .errors import BadInputError
+from .evaluate import task_to_run
 from .report import progress
 from .session import check_writable, open_session
 
@@ -30,14 +32,18 @@ def run_collect(
     item_seed: int,
     batch_size: int,
     temperatures: str | None,
+    allow_code_execution: bool,
 ) -> None:
     """Collect, and say how many records the file has now."""
     check_writable(out)
-    task = get_task(task_name)
+    task = task_to_run(task_name, allow_code_execution)
+    if isinstance(task, CodeTask):
+        task.check_allowed()
     items = _items(task, data, n, item_seed)
     shard = _shard()
     session = open_session(model, device or _own_gpu(shard))
-    defaults = {"threshold": THRESHOLD, "threshold_back": THRESHOLD_BACK, "max_new_tokens": task.max_new_tokens}
+    own = {**task.presets.get("wino", {}), "threshold": THRESHOLD, "threshold_back": THRESHOLD_BACK}
+    defaults = {"max_new_tokens": task.max_new_tokens, **own}
     config = GenerationConfig(**{**defaults, **settings, "decoder": "wino"})
     with progress(len(items[shard.rank :: shard.world]), f"{task.name} {shard.rank + 1}/{shard.world}") as advance:
         complete = collect(

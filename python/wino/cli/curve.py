@@ -11,10 +11,10 @@ from rich.console import Console
 
 from ..config import GenerationConfig
 from ..files import write_atomically
-from ..tasks import Item, Task, get_task
+from ..tasks import Item, Task
 from ..tasks.curve import Point, Workbench, compare, markdown_table, plot_curves
 from .errors import BadInputError
-from .evaluate import select_configs, select_items
+from .evaluate import select_configs, select_items, task_to_run
 from .report import progress
 from .session import Session, open_session
 
@@ -35,6 +35,7 @@ def run_curve(
     item_seed: int,
     device: str | None,
     batch_size: int,
+    allow_code_execution: bool = False,
 ) -> None:
     """Measure every combination, print a table a task, write ``eval.json``, ``eval.md`` and ``eval.png`` into ``out``.
 
@@ -43,7 +44,8 @@ def run_curve(
     """
     if data is not None and len(tasks) > 1:
         raise BadInputError(f"--data: one file holds items of one task, got {len(tasks)} tasks")
-    chosen = {task.name: (task, select_items(task, data, split, item_seed, n)) for task in map(get_task, tasks)}
+    to_run = [task_to_run(name, allow_code_execution) for name in tasks]
+    chosen = {task.name: (task, select_items(task, data, split, item_seed, n)) for task in to_run}
     out.mkdir(parents=True, exist_ok=True)
     sessions = {label: open_session(name, device) for label, name in map(_labelled, models)}
     points: dict[str, list[Point]] = {name: [] for name in chosen}

@@ -15,7 +15,8 @@ from ..config import GenerationConfig
 from ..files import write_atomically
 from ..tasks import SPLITS, Item, Task, get_task
 from ..tasks.evaluation import Evaluation, evaluate
-from ..tasks.presets import decoder_configs
+from ..tasks.presets import decoder_configs, preset_of
+from ..tasks.text import CodeTask, TextTask
 from .errors import BadInputError
 from .report import legend, print_table, progress
 from .session import Presets, Session, check_writable, open_session
@@ -34,8 +35,17 @@ _SHARED = (
 """The settings that every decoder has."""
 
 
+def task_to_run(name: str, allow_code_execution: bool) -> Task:
+    task = get_task(name)
+    if allow_code_execution and isinstance(task, CodeTask):
+        task.allow_code_execution()
+    return task
+
+
 def select_items(task: Task, data: Path | None, split: str, item_seed: int, n: int | None) -> list[Item]:
     """The first ``n`` items of a published file, or of a generated split."""
+    if isinstance(task, CodeTask):
+        task.check_allowed()
     if split not in SPLITS[1:]:
         raise BadInputError(f"split: expected one of {', '.join(SPLITS[1:])}, got {split!r}")
     if data is None:
@@ -54,7 +64,7 @@ def select_configs(task: Task, settings: dict[str, Any], presets: Presets) -> di
                 raise BadInputError(f"--{name.replace('_', '-')} belongs to one decoder: name it with --decoder")
         return {label: with_shared(config, settings) for label, config in decoder_configs(task, presets).items()}
     decoder = settings["decoder"]
-    preset = {"max_new_tokens": task.max_new_tokens, **presets.get(task.name, {}).get(decoder, {})}
+    preset = {"max_new_tokens": task.max_new_tokens, **preset_of(task, presets, decoder)}
     if "max_new_tokens" in settings:
         preset = {name: value for name, value in preset.items() if name not in ("block_length", "steps")}
     return {decoder: GenerationConfig(**{**preset, **settings})}
@@ -84,9 +94,10 @@ def run_eval(
     device: str | None,
     batch_size: int,
     json_file: Path | None,
+    allow_code_execution: bool = False,
 ) -> None:
     """Evaluate, print the table, write the JSON file."""
-    task = get_task(task_name)
+    task = task_to_run(task_name, allow_code_execution)
     items = select_items(task, data, split, item_seed, n)
     if json_file is not None:
         check_writable(json_file)
@@ -99,7 +110,7 @@ def run_eval(
     print_table(console, evaluations)
     console.print(legend(min(batch_size, len(items))), style="dim", soft_wrap=not console.is_terminal)
     unanswered = sum(not item.answer for item in items)
-    if unanswered:
+    if unanswered and not isinstance(task, TextTask):
         console.print(
             f"{unanswered} of {len(items)} items cannot be answered with plus and minus; they count as wrong.",
             soft_wrap=True,

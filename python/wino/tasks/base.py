@@ -6,10 +6,11 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 SPLITS = ("train", "validation", "heldout")
 _BUCKETS = 16
@@ -18,11 +19,12 @@ _BUCKETS = 16
 @dataclass(frozen=True)
 class Item:
     """One problem: ``key`` identifies it, ``prompt`` is what the user asks, ``answer`` a correct reply ("" if none is
-    known)."""
+    known), ``metadata`` what else its grader reads."""
 
     key: str
     prompt: str
     answer: str
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Task(ABC):
@@ -31,11 +33,13 @@ class Task(ABC):
     Attributes:
         name: as given on the command line, also the first word of every prompt.
         max_new_tokens: generation length that holds every answer and its end token.
+        presets: decoder -> settings, where the model's own presets have none.
     """
 
     name: str
     title: str
     max_new_tokens: int
+    presets: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - replaced by instances, never changed
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Item:

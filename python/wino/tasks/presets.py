@@ -38,6 +38,11 @@ def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return presets
 
 
+def preset_of(task: Task, presets: dict[str, dict[str, dict[str, Any]]], decoder: str) -> dict[str, Any]:
+    """The settings chosen for a model, else those that the task's papers use."""
+    return presets.get(task.name, {}).get(decoder) or task.presets.get(decoder, {})
+
+
 def baseline_configs(task: Task) -> dict[str, GenerationConfig]:
     """LLaDA's own decoder at one, two and four tokens a step."""
     return {
@@ -52,6 +57,6 @@ def decoder_configs(task: Task, presets: dict[str, dict[str, dict[str, Any]]]) -
     """Label -> settings of every decoder shown side by side for ``task``."""
     configs = baseline_configs(task)
     for label in ("confidence_threshold", "wino"):
-        settings = presets.get(task.name, {}).get(label, {})
+        settings = preset_of(task, presets, label)
         configs[label] = GenerationConfig(**{"decoder": label, "max_new_tokens": task.max_new_tokens, **settings})
     return configs

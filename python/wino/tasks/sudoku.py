@@ -45,7 +45,7 @@ class Sudoku(Task):
         return _item("".join("0" if i in empty else c for i, c in enumerate(solution)), solution)
 
     def grade(self, item: Item, text: str) -> bool:
-        return _solves(text.strip(), item.key.partition(":")[2])
+        return solves(text.strip(), item.key.partition(":")[2])
 
     def load(self, path: Path) -> list[Item]:
         """CSV with the columns ``Puzzle,Solution``."""
@@ -59,13 +59,14 @@ class Sudoku(Task):
         items = []
         for number, row in rows:
             puzzle, solution = (str(row[name]).zfill(16) for name in ("Puzzle", "Solution"))
-            if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not _solves(solution, puzzle):
+            if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not solves(solution, puzzle):
                 raise ValueError(f"{path}, line {number}: expected a 16-digit puzzle and its solution, got {row}")
             items.append(_item(puzzle, solution))
         return items
 
 
-def _solves(grid: str, puzzle: str) -> bool:
+def solves(grid: str, puzzle: str) -> bool:
+    """Whether ``grid`` is complete, valid and keeps the cells that ``puzzle`` gives."""
     return is_valid_grid(grid) and all(given in ("0", cell) for given, cell in zip(puzzle, grid, strict=True))
 
 

@@ -1,0 +1,243 @@
+"""The eight text tasks of the WINO papers, for real checkpoints: items come from published files (docs/tasks.md).
+
+Prompts ask for the answer in the form the graders read. Settings are the papers' for LLaDA-8B-Instruct: 256 tokens in
+blocks of 128, WINO thresholds by task and 0.9.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from . import answers
+from .base import Item, Task
+from .rows import read_rows
+from .sudoku import solves
+
+_BOXED = "Solve it step by step. Wrap the final answer in a \\boxed{}."
+
+
+class TextTask(Task):
+    """A task whose items are only read from files.
+
+    Attributes:
+        columns: that every row of a file has.
+        runs_code: whether grading executes the answer, which has to be allowed.
+    """
+
+    max_new_tokens = 256
+    columns: ClassVar[tuple[str, ...]]
+    runs_code: ClassVar[bool] = False
+    threshold: ClassVar[float]
+
+    def __init__(self) -> None:
+        shared = {"block_length": 128}
+        self.presets = {
+            "wino": {**shared, "threshold": self.threshold, "threshold_back": 0.9},
+            "confidence_threshold": {**shared, "threshold": 0.9},
+            "low_confidence": shared,
+            "prophet": shared,
+        }
+
+    def draw(self, rng: random.Random) -> Item:
+        raise ValueError(f"task {self.name}: its items are not generated, name a file with --data")
+
+    def load(self, path: Path) -> list[Item]:
+        items = []
+        for number, (where, row) in enumerate(read_rows(path, self.columns)):
+            try:
+                items.append(self.item(row, number))
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                raise ValueError(f"{where}: not an item of {self.name} ({error})") from error
+        return items
+
+    @abstractmethod
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        """The item of a row. Raises ``ValueError`` saying what is wrong with it."""
+
+    def _item(self, number: int, prompt: str, answer: str, **metadata: Any) -> Item:
+        return Item(f"{self.name}:{number}", prompt, answer, metadata)
+
+
+class Gsm8k(TextTask):
+    name, title, threshold = "gsm8k", "GSM8K, grade-school mathematics", 0.6
+    columns = ("question", "answer")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        _, mark, result = str(row["answer"]).rpartition("####")
+        if not mark or answers.number(result) is None:
+            raise ValueError(f"answer: expected a solution that ends in '#### number', got {row['answer'][-40:]!r}")
+        return self._item(number, f"{row['question']}\n{_BOXED}", result.strip())
+
+    def grade(self, item: Item, text: str) -> bool:
+        found = answers.final_number(text)
+        return found is not None and found == answers.number(item.answer)
+
+
+class Math500(TextTask):
+    name, title, threshold = "math500", "MATH-500, competition mathematics", 0.7
+    columns = ("problem", "answer")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        return self._item(number, f"{row['problem']}\n{_BOXED}", str(row["answer"]))
+
+    def grade(self, item: Item, text: str) -> bool:
+        found = answers.boxed(text)
+        return found is not None and answers.same_mathematics(found, item.answer)
+
+
+class CountdownText(TextTask):
+    name, title, threshold = "countdown-text", "Countdown, all four operations", 0.5
+    columns = ("input", "output")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        numbers = [int(n) for n in str(row["input"]).split(",")]
+        prompt = (
+            f"Using only the numbers {numbers}, create an arithmetic expression that evaluates to exactly "
+            f"{int(row['output'])}. You may use the operations +, -, *, and / as needed, but each number must be used "
+            "exactly once. Think step by step, then give only the final expression inside \\boxed{}, without an "
+            "equals sign or the target number. For example: \\boxed{a + b * c}"
+        )
+        return self._item(number, prompt, "", numbers=numbers, target=int(row["output"]))
+
+    def grade(self, item: Item, text: str) -> bool:
+        found = answers.boxed(text) or answers.tagged(text) or ""
+        return answers.reaches(found, item.metadata["numbers"], item.metadata["target"])
+
+
+class SudokuText(TextTask):
+    name, title, threshold = "sudoku-text", "4x4 Sudoku in words", 0.7
+    columns = ("Puzzle", "Solution")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        puzzle, solution = (str(row[name]).zfill(16) for name in self.columns)
+        if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not solves(solution, puzzle):
+            raise ValueError(f"expected a 16-digit puzzle and its solution, got {puzzle} and {solution}")
+        prompt = (
+            "Solve this 4x4 Sudoku puzzle. It is given as a 16-character string, row by row, where '0' is an empty "
+            "cell. Fill every empty cell with a digit from 1 to 4, so that each row, each column and each 2x2 box "
+            f"holds 1 to 4 once.\n\nPuzzle: {puzzle}\n\nGive the complete solution as 16 digits without spaces between "
+            "<answer> and </answer>."
+        )
+        return self._item(number, prompt, solution, puzzle=puzzle)
+
+    def grade(self, item: Item, text: str) -> bool:
+        found = answers.tagged(text)
+        part = text[-answers.LONGEST :] if found is None else found
+        grids = re.findall(r"(?<![0-9])[1-4]{16}(?![0-9])", re.sub(r"[\s|,-]", "", part) if found else part)
+        return bool(grids) and solves(grids[-1], item.metadata["puzzle"])
+
+
+class Arc(TextTask):
+    threshold = 0.5
+    columns = ("question", "choices", "answerKey")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        choices = row["choices"]
+        if isinstance(choices, str):  # as CSV files hold it
+            choices = json.loads(choices)
+        labels, texts, answer = list(choices["label"]), list(choices["text"]), str(row["answerKey"])
+        if answer not in labels or len(labels) != len(texts):
+            raise ValueError(f"answerKey: expected one of {', '.join(labels)}, got {answer!r}")
+        options = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
+        prompt = (
+            f"{row['question']}\n{options}\nThink briefly, then answer with the letter of the option in \\boxed{{}}."
+        )
+        return self._item(number, prompt, answer, labels=labels)
+
+    def grade(self, item: Item, text: str) -> bool:
+        return answers.letter(text, item.metadata["labels"]) == item.answer
+
+
+class ArcEasy(Arc):
+    name, title = "arc-e", "ARC-Easy, science questions"
+
+
+class ArcChallenge(Arc):
+    name, title = "arc-c", "ARC-Challenge, science questions"
+
+
+class CodeTask(TextTask):
+    """Graded by running the answer's program against tests, once :meth:`allow_code_execution` was called."""
+
+    runs_code = True
+    _allowed = False
+
+    def allow_code_execution(self) -> None:
+        """Programs that a model wrote may be run on this machine (see :mod:`wino.tasks.execution` for the limits)."""
+        self._allowed = True
+
+    def check_allowed(self) -> None:
+        """Raise ``ValueError`` unless running programs was allowed."""
+        if not self._allowed:
+            raise ValueError(
+                f"task {self.name}: grading runs programs that the model wrote; allow it with --allow-code-execution"
+            )
+
+    def grade(self, item: Item, text: str) -> bool:
+        from .execution import passes
+
+        self.check_allowed()
+        return passes(self.program(item, answers.code(text)))
+
+    @abstractmethod
+    def program(self, item: Item, code: str) -> str:
+        """The candidate followed by its tests."""
+
+
+class HumanEval(CodeTask):
+    name, title, threshold = "humaneval", "HumanEval, Python functions", 0.7
+    columns = ("task_id", "prompt", "test", "entry_point")
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        for name in self.columns:
+            if not isinstance(row[name], str):
+                raise ValueError(f"{name}: expected text, got {row[name]!r}")
+        if not row["entry_point"].isidentifier():
+            raise ValueError(f"entry_point: expected a function's name, got {row['entry_point']!r}")
+        prompt = f"Complete this Python function. Answer with the whole function in a code block.\n\n{row['prompt']}"
+        own = {name: row[name] for name in ("prompt", "test", "entry_point")}
+        return Item(f"{self.name}:{row['task_id']}", prompt, str(row.get("canonical_solution") or ""), own)
+
+    def program(self, item: Item, code: str) -> str:
+        head, name = item.metadata["prompt"], item.metadata["entry_point"]
+        # The signature's imports and helpers go first; an answer that is only a body continues it.
+        whole = f"{head}    pass\n\n{code}" if f"def {name}" in code else f"{head}{code}"
+        return f"{whole}\n\n{item.metadata['test']}\n\ncheck({name})\n"
+
+
+class Mbpp(CodeTask):
+    name, title, threshold = "mbpp", "MBPP, short Python programs", 0.8
+    columns = ("test_list",)
+
+    def item(self, row: dict[str, Any], number: int) -> Item:
+        question, tests = row.get("text") or row.get("prompt"), row["test_list"]
+        if isinstance(tests, str):
+            tests = json.loads(tests)
+        if not isinstance(question, str) or not tests or not all(isinstance(test, str) for test in tests):
+            raise ValueError("expected a question in text or prompt, and assertions in test_list")
+        imports = row.get("test_imports") or []
+        setup = "\n".join([*imports, str(row.get("test_setup_code") or "")])
+        prompt = (
+            f"{question}\nYour code should pass these tests:\n\n" + "\n".join(tests) + "\n\nAnswer with a code block."
+        )
+        return self._item(number, prompt, str(row.get("code") or ""), tests=list(tests), setup=setup)
+
+    def program(self, item: Item, code: str) -> str:
+        return "\n".join([item.metadata["setup"], code, *item.metadata["tests"]]) + "\n"
+
+
+TEXT_TASKS: tuple[type[TextTask], ...] = (
+    Gsm8k,
+    Math500,
+    HumanEval,
+    Mbpp,
+    CountdownText,
+    SudokuText,
+    ArcEasy,
+    ArcChallenge,
+)
