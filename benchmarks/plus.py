@@ -37,7 +37,7 @@ from wino.tasks.presets import PRESETS_FILE, load_presets
 ROOT = Path(__file__).parent.parent
 DOCS, WORK = ROOT / "docs", ROOT / "build" / "plus"
 BASE = "wino-tiny"
-COLLECTED, VALIDATED, HELD_OUT = 4000, 2000, 2000
+COLLECTED, VALIDATED, HELD_OUT = 4000, 1000, 2000
 COLLECTION_SEED = 1
 TRAINING: dict[str, Any] = {
     "steps": 600,
@@ -57,8 +57,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "random order": {"steps": TRAINING["steps"] // 3, "order": "random"},
     "CE only": {"steps": TRAINING["steps"] // 3, "loss": {**LOSS, "unmask": 0.0, "remask": 0.0}},
 }
-CT_GRID = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
-WINO_GRID = (0.5, 0.6, 0.7, 0.8, 0.9)
+CT_GRID = (0.7, 0.8, 0.9, 0.95, 0.99)
+WINO_GRID = (0.6, 0.8, 0.9)
 STEPS_BAR = {"countdown": 0.15, "sum": 0.15, "sudoku": 0.0}
 """Share of base + WINO's steps that WINO+ with its better decoder must save."""
 
@@ -157,7 +157,8 @@ def report(benches: dict[str, Workbench]) -> dict[str, Any]:
         decoders = ("low_confidence", "wino", "confidence_threshold")
         found["points"] += measured(base, task, "heldout", HELD_OUT, [preset(task, presets, d) for d in decoders])
         for bench in list(benches.values())[1:]:
-            chosen = {d: choose(bench, task, presets, d, accuracy) for d in ("confidence_threshold", "wino")}
+            decoders = ("confidence_threshold", "wino") if bench is plus else ("confidence_threshold",)
+            chosen = {d: choose(bench, task, presets, d, accuracy) for d in decoders}
             settings = [point.config for point in chosen.values()]
             found["points"] += measured(bench, task, "heldout", HELD_OUT, settings)
             if bench is plus:
@@ -173,10 +174,12 @@ def report(benches: dict[str, Workbench]) -> dict[str, Any]:
 
 
 def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every measured point once."""
-    rows = {(p.task, p.model, json.dumps(p.config.to_diff_dict(), default=str)): p.row() for p in found["points"]}
-    for p in found["curve"]:
-        rows.setdefault((p.task, p.model, json.dumps(p.config.to_diff_dict(), default=str)), p.row())
+    """Every measured point once; ``role`` says whether it is of the table, of the ablations or of the curve."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for p in [*found["points"], *found["curve"]]:
+        role = "curve" if p not in found["points"] else "table" if p.model in ("base", "plus") else "ablation"
+        key = p.task, p.model, json.dumps(p.config.to_diff_dict(), default=str)
+        rows.setdefault(key, {**p.row(), "role": role})
     return list(rows.values())
 
 

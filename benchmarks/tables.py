@@ -2,8 +2,9 @@
 
     python benchmarks/tables.py
 
-Reads docs/bench.jsonl (from `make bench`) and docs/quality.json (from `make quality`) and replaces what stands between
-`<!-- NAME: begin -->` and `<!-- NAME: end -->` in README.md, in docs/performance.md and in the model card.
+Reads docs/bench.jsonl (`make bench`), docs/quality.json (`make quality`) and docs/wino_plus.json (`make plus`), and
+replaces what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` in README.md, in docs/performance.md and in
+the model card.
 """
 
 from __future__ import annotations
@@ -106,6 +107,19 @@ def headline(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plus(rows: list[dict[str, Any]]) -> str:
+    """Base and WINO+ side by side, one row per family, model and decoder."""
+    body = []
+    for row in rows:
+        if row["role"] == "table":
+            name = f"{row['model']} + {row['decoder']}"
+            threshold = "" if row["threshold"] is None else f" {row['threshold']:g}"
+            accuracy = f"{percent(row['accuracy'])} [{percent(row['ci_low'])}, {percent(row['ci_high'])}]"
+            figures = [f"{row['mean_steps']:.2f}", f"{row['tokens_per_forward']:.1f}"]
+            body.append([row["task"], name + threshold, accuracy, *figures])
+    return table(["family", "model + decoder, threshold", "accuracy %", "steps", "tokens a forward"], body)
+
+
 def replace(document: str, name: str, text: str) -> str:
     pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document)
@@ -120,6 +134,9 @@ def main() -> None:
     if results.exists():
         figures = json.loads(results.read_text())
         sections |= {"quality": quality(figures), "headline": headline(figures)}
+    trained = ROOT / "docs" / "wino_plus.json"
+    if trained.exists():
+        sections["plus"] = plus(json.loads(trained.read_text()))
     for path in filter(Path.exists, DOCUMENTS):
         document = path.read_text()
         for name, text in sections.items():

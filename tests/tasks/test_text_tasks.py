@@ -210,6 +210,13 @@ def test_bad_rows_are_named(tmp_path: Path, name: str, change: dict[str, Any], m
     assert str(caught.value).startswith(f"{path}, line 1")
 
 
+def test_countdown_of_the_hub_has_other_column_names(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"nums": [3, 5, 7], "target": 26}) + "\n")
+    (item,) = get_task("countdown-text").load(path)
+    assert (item.metadata["numbers"], item.metadata["target"]) == ([3, 5, 7], 26)
+
+
 def test_bad_files(tmp_path: Path) -> None:
     task = get_task("gsm8k")
     (tmp_path / "a.jsonl").write_text("{")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .base import read_utf8
@@ -14,16 +15,20 @@ from .base import read_utf8
 _HUB = "hf:"
 
 
-def read_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(
+    path: Path, needed: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, row) of a file, whose rows all have the columns ``needed``.
 
     Args:
         path: ``*.jsonl``, ``*.csv`` or ``*.parquet``; or ``hf:owner/name/split`` or ``hf:owner/name/config/split``.
+        aliases: other names of columns -> the names they get.
 
     Raises:
         ValueError: another kind of file, or a row that cannot be read or lacks a column; names file and row.
     """
-    for where, row in _rows(path):
+    for where, found_row in _rows(path):
+        row = {aliases.get(name, name): value for name, value in found_row.items()}
         missing = [name for name in needed if name not in row or row[name] is None]
         if missing:
             found = ", ".join(map(str, row)) or "none"

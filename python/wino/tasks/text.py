@@ -25,12 +25,13 @@ class TextTask(Task):
     """A task whose items are only read from files.
 
     Attributes:
-        columns: that every row of a file has.
+        columns: that every row of a file has; aliases: other names under which data sets have them.
         runs_code: whether grading executes the answer, which has to be allowed.
     """
 
     max_new_tokens = 256
     columns: ClassVar[tuple[str, ...]]
+    aliases: ClassVar[dict[str, str]] = {}
     runs_code: ClassVar[bool] = False
     threshold: ClassVar[float]
 
@@ -48,7 +49,7 @@ class TextTask(Task):
 
     def load(self, path: Path) -> list[Item]:
         items = []
-        for number, (where, row) in enumerate(read_rows(path, self.columns)):
+        for number, (where, row) in enumerate(read_rows(path, self.columns, self.aliases)):
             try:
                 items.append(self.item(row, number))
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -93,9 +94,10 @@ class Math500(TextTask):
 class CountdownText(TextTask):
     name, title, threshold = "countdown-text", "Countdown, all four operations", 0.5
     columns = ("input", "output")
+    aliases: ClassVar[dict[str, str]] = {"nums": "input", "target": "output"}
 
     def item(self, row: dict[str, Any], number: int) -> Item:
-        numbers = [int(n) for n in str(row["input"]).split(",")]
+        numbers = [int(n) for n in str(row["input"]).strip("[]").split(",")]
         prompt = (
             f"Using only the numbers {numbers}, create an arithmetic expression that evaluates to exactly "
             f"{int(row['output'])}. You may use the operations +, -, *, and / as needed, but each number must be used "
