@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -177,7 +178,9 @@ def _last_complete_checkpoint(folder: Path) -> Path | None:
             json.loads((Path(found) / "trainer_state.json").read_text())
             return Path(found)
         except (OSError, ValueError):
-            shutil.rmtree(found)
+            shutil.rmtree(found, ignore_errors=True)  # another process may be doing the same
+            if Path(found).exists():
+                raise ValueError(f"{found} was not written to its end and cannot be removed") from None
     return None
 
 
@@ -335,6 +338,10 @@ class _StopAfterStep(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if dist.is_initialized():  # all processes stop after the same step
+            asked = torch.tensor(float(self.asked), device=args.device)
+            dist.all_reduce(asked, dist.ReduceOp.MAX)
+            self.asked = bool(asked)
         if self.asked:
             control.should_log = control.should_save = control.should_training_stop = True
 
