@@ -49,6 +49,11 @@ TRAINING: dict[str, Any] = {
 }
 LOSS = {"cross_entropy": 1.0, "unmask": 0.1, "remask": 0.1, "threshold": 0.6, "threshold_back": 0.9, "llada": 0.5}
 ADAPTER = {"preset": "full", "rank": 128, "alpha": 128}
+CARD = """# wino-tiny-plus
+
+wino-tiny after WINO+: trained on its own verified WINO decodes, merged. Same size, tokenizer and tasks; made and measured by `make plus`
+(`docs/wino_plus.md` of the repository). `wino.load("wino-tiny-plus")`; presets.json holds the thresholds chosen on validation items.
+"""
 #: What each trained model changes in the recipe. The ablations are trained for a third of the time, and so is their
 #: control.
 RUNS: dict[str, dict[str, Any]] = {
@@ -222,8 +227,8 @@ Made by `make plus` (collect, filter, train, merge, evaluate; every setting is i
 - Trained: LoRA of rank {ADAPTER["rank"]} on all seven projections, {TRAINING["steps"]} steps of
   {TRAINING["batch_size"]} samples, learning rate {TRAINING["learning_rate"]:g}; weights cross entropy
   {LOSS["cross_entropy"]}, unmask {LOSS["unmask"]}, re-mask {LOSS["remask"]}, LLaDA's own loss {LOSS["llada"]}.
-- Thresholds of trained models: the most accurate on {VALIDATED} validation items. Their better decoder: the fewest steps
-  among those as accurate there as base + WINO.
+- Thresholds of trained models: the most accurate on {VALIDATED} validation items. Their better decoder: the one with
+  fewer steps, of those as accurate there as base + WINO.
 - Figures: {HELD_OUT} held-out items a family, which neither training nor choice of thresholds saw. Intervals are 95 %
   bootstrap; differences and p-values (exact McNemar) are paired by item, against base + WINO.
 """
@@ -257,6 +262,7 @@ def bundle(model: Path, presets: dict[str, Any], out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(model, out)
     write_atomically(out / PRESETS_FILE, json.dumps(presets, indent=2) + "\n")
+    write_atomically(out / "README.md", CARD)
 
 
 def main() -> None:
