@@ -51,8 +51,9 @@ LOSS = {"cross_entropy": 1.0, "unmask": 0.1, "remask": 0.1, "threshold": 0.6, "t
 ADAPTER = {"preset": "full", "rank": 128, "alpha": 128}
 CARD = """# wino-tiny-plus
 
-wino-tiny after WINO+: trained on its own verified WINO decodes, merged. Same size, tokenizer and tasks; made and measured by `make plus`
-(`docs/wino_plus.md` of the repository). `wino.load("wino-tiny-plus")`; presets.json holds the thresholds chosen on validation items.
+wino-tiny after WINO+: trained on its own verified WINO decodes, merged. Same size, tokenizer and tasks; made and
+measured by `make plus` (`docs/wino_plus.md` of the repository). `wino.load("wino-tiny-plus")`; presets.json holds the
+thresholds chosen on validation items.
 """
 #: What each trained model changes in the recipe. The ablations are trained for a third of the time, and so is their
 #: control.
