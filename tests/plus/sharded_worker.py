@@ -5,6 +5,7 @@ Accelerate starts FSDP on accelerators only, so this applies it to the trainer's
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 
@@ -52,4 +53,6 @@ if __name__ == "__main__":
     dist.all_reduce(found["sums"])
     if dist.get_rank() == 0:
         torch.save(found, sys.argv[2])
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # a thread of gloo may still be joinable, and the interpreter's end would abort
