@@ -23,7 +23,7 @@ from tables import table
 
 import wino
 from wino.cli.report import progress
-from wino.cli.train import with_plus
+from wino.cli.train import quiet_training
 from wino.config import GenerationConfig
 from wino.files import write_atomically
 from wino.models.loading import bundled_folder
@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="put the model into this folder if it meets every bar")
     parser.add_argument("--no-ablations", action="store_true", help="train WINO+ alone")
     arguments = parser.parse_args()
-    with_plus()
+    quiet_training()
     best = collected()
     names = list(RUNS)[: 1 if arguments.no_ablations else None]
     folders = {name: trained(name, best.values()) for name in names}

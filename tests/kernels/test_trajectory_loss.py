@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import NamedTuple
 
 import pytest
@@ -12,6 +11,7 @@ from kernel_paths import over_paths, paths
 from torch import Tensor
 
 import wino_kernels
+from wino_kernels.cpu import tiles
 
 THRESHOLDS = {"threshold": 0.35, "threshold_back": 0.9}
 
@@ -219,8 +219,7 @@ def test_tiles_and_chunks_of_rows_add_up(path: str, dtype: torch.dtype, monkeypa
     for batch in (few, many):
         results = []
         for tile_bytes, threads in ((4 << 20, 1), (1 << 14, 1), (1 << 14, 3)):
-            for operator in ("trajectory_loss", "linear_score_tokens"):
-                monkeypatch.setattr(sys.modules[f"wino_kernels.cpu.{operator}"], "_TILE_BYTES", tile_bytes)
+            monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
             torch.set_num_threads(threads)
             leaves = (batch.hidden.detach().requires_grad_(), batch.weight.detach().requires_grad_())
             result = wino_kernels.trajectory_loss(*leaves, *batch[2:], threshold=0.1, threshold_back=1.0)

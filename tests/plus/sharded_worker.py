@@ -15,8 +15,9 @@ from plus_records import make_record
 from torch.distributed.fsdp import fully_shard
 
 import wino
-from wino.plus import train as training
 from wino.plus.recipe import Adapter, Loss
+from wino.plus.train import adapted_model
+from wino.plus.trainer import call_block, sums_and_counts
 from wino.plus.unfold import TrajectorySamples, collate
 
 LOSS = Loss(threshold=0.0, threshold_back=1.0)
@@ -26,11 +27,11 @@ def gradients(folder: str, rank: int, world: int, shard: bool) -> dict[str, torc
     """Of the LoRA matrices, averaged over ranks, and the loss's sums, on every ``world``-th of 24 samples."""
     model, _ = wino.load(folder, dtype=torch.float32)
     torch.manual_seed(0)
-    adapted = training._adapted(model, Adapter(preset="full", rank=4, alpha=4), None)
+    adapted = adapted_model(model, Adapter(preset="full", rank=4, alpha=4), None)
     for name, value in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.1)
-    model.forward = partial(training._sums_and_counts, model, LOSS, training._called)
+    model.forward = partial(sums_and_counts, model, LOSS, call_block)
     if shard:
         for block in model.model.transformer.blocks:
             fully_shard(block)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 import wino
 from wino.config import GenerationConfig
-from wino.plus.collect import Shard, collect, training_items
+from wino.plus.collect import Shard, collect, merge_if_complete, training_items
 from wino.plus.records import Trajectory, read_trajectories
 from wino.tasks import get_task
 from wino.tasks.base import split_of
@@ -123,6 +124,25 @@ def test_shards_are_merged_by_whoever_is_last(tiny: tuple[Any, Any], tmp_path: P
     assert not run(tiny, out, 30, shard=Shard(0, 2))
     assert run(tiny, out, 30, shard=Shard(1, 2))
     assert set(by_key(out)) == {item.key for item in training_items(TASK, 30, 3)}
+
+
+def test_processes_that_finish_together_merge_once(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    items = training_items(TASK, 6, 3)
+    keys = [item.key for item in items]
+    assert not run(tiny, tmp_path / "t.jsonl", 6, shard=Shard(1, 2))
+    (tmp_path / "t.jsonl.rank1of2").rename(tmp_path / "one")
+    assert not run(tiny, tmp_path / "t.jsonl", 6, shard=Shard(0, 2))
+    (tmp_path / "t.jsonl.rank0of2").rename(tmp_path / "zero")
+    for attempt in range(20):
+        out = tmp_path / str(attempt) / "t.jsonl"
+        out.parent.mkdir()
+        for rank, name in enumerate(("zero", "one")):
+            (out.parent / f"t.jsonl.rank{rank}of2").write_bytes((tmp_path / name).read_bytes())
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(merge_if_complete, out, Shard(rank % 2, 2), keys, set()) for rank in range(4)]
+        assert [one.result() for one in waiting] == [True] * 4
+        assert set(by_key(out)) == set(keys)
+        assert os.listdir(out.parent) == ["t.jsonl"]
 
 
 def test_training_items_are_of_the_training_split_and_distinct() -> None:

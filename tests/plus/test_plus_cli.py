@@ -26,7 +26,7 @@ def fails(*arguments: object) -> str:
     if result.exit_code == 2 and result.stderr:
         return result.stderr
     assert result.exception is not None and not isinstance(result.exception, SystemExit), result.output
-    return describe(result.exception) or repr(result.exception)  # type: ignore[arg-type]
+    return describe(result.exception) or repr(result.exception)
 
 
 def test_collect_filter_stats_show(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plus_records import make_record
 
+from wino.plus.identity import tokenizer_fingerprint
 from wino.plus.records import (
     RecordWriter,
     Trajectory,
     filter_best,
     merge_files,
     read_trajectories,
-    tokenizer_fingerprint,
     write_trajectories,
 )
 from wino.pretrain import build_tokenizer

@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import wino
-from wino.plus import train as training
+from wino.plus.callbacks import PARTS, StopAfterStep
 from wino.plus.recipe import Loss, Recipe, packaged, read_recipe
 from wino.plus.records import Trajectory, write_trajectories
-from wino.plus.train import train
+from wino.plus.train import adapted_model, train
+from wino.plus.trainer import call_block, sums_and_counts
 from wino.plus.unfold import CANDIDATE, TARGET, TrajectorySamples, collate, mask_answers
 
 MASK = 1
@@ -57,7 +58,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def assert_same_run(ours: Path, theirs: Path, *, names: tuple[str, ...] = ("loss", *training.PARTS)) -> None:
+def assert_same_run(ours: Path, theirs: Path, *, names: tuple[str, ...] = ("loss", *PARTS)) -> None:
     """Losses to float32 rounding, counts exactly, weights as close as Adam leaves rounding."""
     pairs = list(zip(losses(ours), losses(theirs), strict=True))
     assert pairs
@@ -95,7 +96,7 @@ def test_sums_are_those_of_the_definition(base: Path) -> None:
     batch = collate([samples[i] for i in range(len(samples))], pad_id=0)
     noisy, masked = mask_answers(batch, MASK, "s")
     inputs = {**batch, "noisy_ids": noisy, "noisy_mask": masked}
-    sums, got = training._sums_and_counts(model, loss, training._called, inputs)
+    sums, got = sums_and_counts(model, loss, call_block, inputs)
     assert (counts > 0).all()
     assert got.tolist() == counts.tolist()
     torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=1e-6)
@@ -149,13 +150,13 @@ def test_sharded_parameters_do_not_change_the_gradients(base: Path, tmp_path: Pa
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """As Ctrl-C during that step does."""
-    real = training._StopAfterStep.on_step_end
+    real = StopAfterStep.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.asked = self.asked or state.global_step == step
         real(self, args, state, control, **others)
 
-    monkeypatch.setattr(training._StopAfterStep, "on_step_end", on_step_end)
+    monkeypatch.setattr(StopAfterStep, "on_step_end", on_step_end)
 
 
 def assert_identical(ours: Path, theirs: Path) -> None:
@@ -209,6 +210,14 @@ def test_a_finished_run_is_not_repeated_and_another_recipe_is_refused(
         train(recipe.model_copy(update={"seed": 1}), show_progress=False)
 
 
+def test_other_trajectories_under_the_same_name_are_refused(base: Path, records: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(base, records, tmp_path / "run")
+    train(recipe, show_progress=False)
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"run/one holds the run of another recipe or of other trajectories"):
+        train(recipe, show_progress=False)
+
+
 def test_stages_go_on_from_the_one_before(base: Path, records: Path, tmp_path: Path) -> None:
     stages = [{"name": "first", "steps": 3}, {"name": "second", "steps": 1, "learning_rate": 1e-9}]
     final = train(make_recipe(base, records, tmp_path / "run", stages=stages), show_progress=False)
@@ -245,7 +254,7 @@ def test_presets_adapt_blocks_and_never_the_head(base: Path, preset: str, names:
     adapter = Recipe.model_validate(
         {"model": "m", "output": "o", "adapter": {"preset": preset}, "stages": [minimal_stage()]}
     ).adapter
-    adapted = training._adapted(model, adapter, None)
+    adapted = adapted_model(model, adapter, None)
     assert isinstance(adapted, PeftModel)
     found = {name.split(".lora_")[0] for name, _ in adapted.named_parameters() if ".lora_" in name}
     assert {name.rsplit(".", 1)[1] for name in found} == names

@@ -88,13 +88,13 @@ def test_humaneval_and_mbpp_need_permission_and_then_grade() -> None:
         ("mbpp", "```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b): return a"),
     ):
         task = get_task(name)
-        item = task.item(ROWS[name], 0)  # type: ignore[attr-defined]
+        item = task.item(ROWS[name], 0)
         with pytest.raises(ValueError, match=f"task {name}: grading runs programs .* --allow-code-execution"):
             task.grade(item, good)
-        task.allow_code_execution()  # type: ignore[attr-defined]
+        task.allow_code_execution()
         assert task.grade(item, good) and not task.grade(item, bad)
         assert not task.grade(item, "") and not task.grade(item, "import sys; sys.exit(0)")
-        assert not get_task(name)._allowed  # type: ignore[attr-defined]
+        assert not get_task(name)._allowed
     task = get_task("humaneval")
-    task.allow_code_execution()  # type: ignore[attr-defined]
-    assert task.grade(task.item(ROWS["humaneval"], 0), "    return 2 * x\n")  # type: ignore[attr-defined]
+    task.allow_code_execution()
+    assert task.grade(task.item(ROWS["humaneval"], 0), "    return 2 * x\n")

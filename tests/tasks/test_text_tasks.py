@@ -92,7 +92,7 @@ HOSTILE = [
 
 
 def item_of(name: str) -> Any:
-    return get_task(name).item(ROWS[name], 0)  # type: ignore[attr-defined]
+    return get_task(name).item(ROWS[name], 0)
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in GOOD.items() for text in texts])

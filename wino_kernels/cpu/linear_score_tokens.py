@@ -9,11 +9,8 @@ from torch import Tensor
 from wino_kernels import _C
 from wino_kernels.cpu.addresses import DTYPES, address, per_row
 from wino_kernels.cpu.score_tokens import score_tokens
+from wino_kernels.cpu.tiles import most_rows, tile_width
 
-# Bytes alive at once of logits, of a converted weight tile, of gathered rows: about what the last-level cache keeps.
-_TILE_BYTES = 4 << 20
-_TILE_STEP = 64
-_LEAST_WIDTH = 1024  # of a tile: a narrower product is slower
 _SKIP = -2
 
 
@@ -30,8 +27,8 @@ def linear_score_tokens(
     round_to = round_to or hidden.dtype
     # Rounding elsewhere than to the input's dtype starts from float32 products, as a float32 head would give them.
     compute = hidden.dtype if round_to == hidden.dtype else torch.float32
-    width = _tile_width(number, 0 if compute == weight.dtype else columns, compute)
-    most = max(_TILE_BYTES // (max(columns, _LEAST_WIDTH) * compute.itemsize), 1)  # rows
+    width = tile_width(number, compute, 0 if compute == weight.dtype else columns)
+    most = most_rows(compute, columns)
     skips = number > 0 and int(candidate_ids.min()) <= _SKIP
     if number <= most and len(weight) <= width and not skips:
         if compute != hidden.dtype:
@@ -66,7 +63,7 @@ def _score_rows(
     """
     number, vocabulary, threads = len(rows), len(weight), torch.get_num_threads()
     converts, rounds = rows.dtype != weight.dtype, rows.dtype != round_to
-    width = _tile_width(number, rows.shape[1] if converts else 0, rows.dtype)
+    width = tile_width(number, rows.dtype, rows.shape[1] if converts else 0)
     products = rows.new_empty(number * width)
     rounded = rows.new_empty(number * width if rounds else 0, dtype=round_to)
     converted = rows.new_empty(width * rows.shape[1] if converts else 0)
@@ -113,8 +110,3 @@ def _score_rows(
 def _in_dtype(tensor: Tensor, buffer: Tensor) -> Tensor:
     """``tensor``, copied into ``buffer`` where that has been given space for it."""
     return buffer[: tensor.numel()].view(tensor.shape).copy_(tensor) if buffer.numel() else tensor
-
-
-def _tile_width(rows: int, converted: int, dtype: torch.dtype) -> int:
-    """Vocabulary entries per tile, a multiple of ``_TILE_STEP``; ``converted``: columns of weight to convert, or 0."""
-    return max(_TILE_BYTES // (max(rows, converted, 1) * dtype.itemsize) // _TILE_STEP, 1) * _TILE_STEP

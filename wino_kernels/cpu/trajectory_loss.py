@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wino_kernels import _C, eager
 from wino_kernels.cpu.addresses import DTYPES
-from wino_kernels.cpu.linear_score_tokens import _LEAST_WIDTH, _TILE_BYTES, _tile_width
+from wino_kernels.cpu.tiles import most_rows, tiles_of_logits
 
 
 class _Statistics(NamedTuple):
@@ -78,7 +78,7 @@ def trajectory_loss_backward(
 
     grad_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype)
     grad_weight = torch.zeros(weight.shape, dtype=weight.dtype) if weight_gradient else weight.new_empty(0)
-    for part in some.split(_most_rows(hidden)):
+    for part in some.split(most_rows(hidden.dtype)):
         gradient = _gradient(rows.hidden[part], weight, rows.labels[part], coefficients[part], grad_weight)
         grad_hidden.view(-1, hidden.shape[-1])[rows.at[part]] = gradient.to(hidden.dtype)
     return grad_hidden, grad_weight
@@ -92,24 +92,16 @@ def _used_rows(hidden: Tensor, labels: Tensor, target_mask: Tensor, candidate_ma
     return _Rows(chosen.contiguous(), labels.flatten()[at], target[at], candidate[at], at)
 
 
-def _most_rows(hidden: Tensor) -> int:
-    return max(_TILE_BYTES // (_LEAST_WIDTH * hidden.dtype.itemsize), 1)
-
-
 def _statistics(rows: _Rows, weight: Tensor, threshold: Tensor, threshold_back: Tensor) -> _Statistics:
     number = len(rows.at)
     log_sum_exp, entropy, cross_entropy = (torch.empty(number, dtype=torch.float64) for _ in range(3))
     top_p, top = torch.empty(number, dtype=torch.float32), torch.empty(number, dtype=torch.int64)
     state = torch.empty(number * _C.loss_row_bytes // 8, dtype=torch.int64)
     _C.trajectory_loss_begin(number, state.data_ptr())
-    threads, most = torch.get_num_threads(), _most_rows(rows.hidden)
+    threads, most = torch.get_num_threads(), most_rows(rows.hidden.dtype)
     for start in range(0, number, most):
         some, labels = rows.hidden[start : start + most], rows.labels[start : start + most]
-        width = _tile_width(len(some), 0, some.dtype)
-        products = some.new_empty(len(some) * min(width, len(weight)))
-        for first in range(0, len(weight), width):
-            columns = weight[first : first + width].t()
-            logits = torch.mm(some, columns, out=products[: len(some) * columns.shape[1]].view(len(some), -1))
+        for first, logits in tiles_of_logits(some, weight):
             _C.trajectory_loss_tile(
                 logits.data_ptr(),
                 DTYPES[some.dtype],
@@ -131,11 +123,8 @@ def _statistics(rows: _Rows, weight: Tensor, threshold: Tensor, threshold_back: 
 def _gradient(rows: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, grad_weight: Tensor) -> Tensor:
     """Of ``rows``, float32; that of the weight is added to ``grad_weight`` unless it is empty."""
     gradient = torch.zeros(rows.shape, dtype=torch.float32)
-    width, threads = _tile_width(len(rows), 0, rows.dtype), torch.get_num_threads()
-    products = rows.new_empty(len(rows) * min(width, len(weight)))
-    for first in range(0, len(weight), width):
-        columns = weight[first : first + width]
-        logits = torch.mm(rows, columns.t(), out=products[: len(rows) * len(columns)].view(len(rows), -1))
+    threads = torch.get_num_threads()
+    for first, logits in tiles_of_logits(rows, weight):
         _C.trajectory_loss_gradient(
             logits.data_ptr(),
             DTYPES[rows.dtype],
@@ -147,7 +136,8 @@ def _gradient(rows: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor
             coefficients.data_ptr(),
             threads,
         )
-        gradient += logits @ columns
+        tile = slice(first, first + logits.shape[1])  # its logits are gradients now
+        gradient += logits @ weight[tile]
         if len(grad_weight):
-            grad_weight[first : first + width] += logits.t() @ rows
+            grad_weight[tile] += logits.t() @ rows
     return gradient

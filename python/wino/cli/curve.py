@@ -16,7 +16,7 @@ from ..tasks.curve import Point, Workbench, compare, markdown_table, plot_curves
 from .errors import BadInputError
 from .evaluate import select_configs, select_items, task_to_run
 from .report import progress
-from .session import Session, open_session
+from .session import Session, open_session, require
 
 _SWEPT = ("wino", "confidence_threshold")
 
@@ -42,6 +42,7 @@ def run_curve(
     What was measured is kept in ``out/measured``: an interrupted run goes on, and the same point is never decoded
     twice.
     """
+    require("eval", "scipy", "matplotlib")
     if data is not None and len(tasks) > 1:
         raise BadInputError(f"--data: one file holds items of one task, got {len(tasks)} tasks")
     to_run = [task_to_run(name, allow_code_execution) for name in tasks]

@@ -36,16 +36,17 @@ _SHARED = (
 
 
 def task_to_run(name: str, allow_code_execution: bool) -> Task:
+    """The task, if grading it needs nothing that was not allowed."""
     task = get_task(name)
-    if allow_code_execution and isinstance(task, CodeTask):
-        task.allow_code_execution()
+    if isinstance(task, CodeTask):
+        if allow_code_execution:
+            task.allow_code_execution()
+        task.check_allowed()
     return task
 
 
 def select_items(task: Task, data: Path | None, split: str, item_seed: int, n: int | None) -> list[Item]:
     """The first ``n`` items of a published file, or of a generated split."""
-    if isinstance(task, CodeTask):
-        task.check_allowed()
     if split not in SPLITS[1:]:
         raise BadInputError(f"split: expected one of {', '.join(SPLITS[1:])}, got {split!r}")
     if data is None:

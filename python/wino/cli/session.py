@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,13 @@ def read_text(path: str) -> str:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInputError("standard input: expected UTF-8 text") from error
+
+
+def require(extra: str, *modules: str) -> None:
+    """Say what to install if one of ``modules``, which the package's ``extra`` brings, is missing."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise BadInputError(f"{name} is not installed: pip install 'wino-kernels[{extra}]'")
 
 
 def check_writable(path: Path) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from pathlib import Path
 from typing import Any
 
 from .errors import BadInputError
+from .session import require
 
 
 def run_train(config: str, model: str | None, output: Path | None) -> None:
     """Run or resume a recipe."""
-    with_plus()
+    quiet_training()
     from ..plus.recipe import packaged, read_recipe
     from ..plus.train import train
 
@@ -26,19 +26,15 @@ def run_train(config: str, model: str | None, output: Path | None) -> None:
 
 
 def run_merge(base: str, adapter: Path, out: Path) -> None:
-    with_plus()
+    quiet_training()
     from ..plus.merge import merge
 
     print(f"merged: {merge(base, adapter, out)}")
 
 
-def with_plus() -> None:
-    """Say what to install if the libraries for training are missing; keep theirs quiet."""
-    try:
-        for name in ("accelerate", "peft", "pydantic", "yaml"):
-            importlib.import_module(name)
-    except ImportError as error:
-        raise BadInputError(f"{error.name} is not installed: pip install 'wino-kernels[plus]'") from None
+def quiet_training() -> None:
+    """Ask for the libraries of training, and keep theirs quiet."""
+    require("plus", "accelerate", "peft", "pydantic", "yaml")
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -81,7 +83,7 @@ def collect(
             writer.write(_records(model, tokenizer, task, batch, config, temperatures, settings))
             if on_items is not None:
                 on_items(len(batch))
-    return shard.world == 1 or _merge_if_complete(out, shard, keys, elsewhere)
+    return shard.world == 1 or merge_if_complete(out, shard, keys, elsewhere)
 
 
 def _settings(model: Any, tokenizer: Any, task: Task, config: GenerationConfig, name: str) -> dict[str, Any]:
@@ -173,18 +175,30 @@ def _done_elsewhere(out: Path, shard: Shard, settings: dict[str, Any]) -> set[st
     return done
 
 
-def _merge_if_complete(out: Path, shard: Shard, keys: Sequence[str], elsewhere: set[str]) -> bool:
-    for rank in range(shard.world):
-        path = Shard(rank, shard.world).path(out)
-        expected = {key for key in keys[rank :: shard.world] if key not in elsewhere}
-        if expected - _whole_lines(path):
-            return False
-    parts = ([out] if out.exists() else []) + _shards_of(out)
-    write_trajectories(out, merge_files(parts))
-    for path in parts:
-        if path != out:
-            path.unlink(missing_ok=True)
+def merge_if_complete(out: Path, shard: Shard, keys: Sequence[str], elsewhere: set[str]) -> bool:
+    """Put the shards into ``out`` if they hold all ``keys`` but those found ``elsewhere``; whether ``out`` is whole."""
+    with _alone(out):
+        if set(keys) <= _whole_lines(out):
+            return True
+        for rank in range(shard.world):
+            expected = {key for key in keys[rank :: shard.world] if key not in elsewhere}
+            if expected - _whole_lines(Shard(rank, shard.world).path(out)):
+                return False
+        parts = _shards_of(out)
+        write_trajectories(out, merge_files([out, *parts] if out.exists() else parts))
+        for path in parts:
+            path.unlink()
     return True
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One process at a time: two that finish together must not take the shards from under each other."""
+    path = out.with_name(f".{out.name}.lock")
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)  # who waits for it then finds the work done
 
 
 def _whole_lines(path: Path) -> set[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..files import write_atomically
-from .records import Trajectory, tokenizer_fingerprint
+from .records import Trajectory
 
 _FILE = "wino_plus.json"
 
@@ -32,6 +32,12 @@ class Identity:
 def identify(model: nn.Module, tokenizer: Any, name: str) -> Identity:
     config: Any = model.config
     return Identity(name, config.vocab_size, config.mask_token_id, tokenizer_fingerprint(tokenizer), _weights(model))
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A hash of the vocabulary: which id every token has."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
+    return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _weights(model: nn.Module) -> str:

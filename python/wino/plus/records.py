@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -277,9 +276,3 @@ def _cut_torn_line(path: Path) -> None:
                 break
         if kept != end:
             file.truncate(kept)
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A hash of the vocabulary: which id every token has."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
-    return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=False).encode()).hexdigest()[:16]

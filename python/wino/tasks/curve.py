@@ -97,16 +97,11 @@ class Point:
             "model": self.model,
             "decoder": self.decoder,
             "threshold": self.threshold,
-            "n": len(result.correct),
-            "accuracy": result.accuracy,
+            **result.row(),
             "ci_low": low,
             "ci_high": high,
-            "mean_steps": result.mean_steps,
             "steps_low": steps_low,
             "steps_high": steps_high,
-            "step_reduction": result.step_reduction,
-            "tokens_per_forward": result.tokens_per_forward,
-            "tokens_per_second": result.tokens_per_second,
             "settings": self.config.to_diff_dict(),
         }
 

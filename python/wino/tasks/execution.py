@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import resource
 import secrets
 import shutil
 import signal
@@ -21,13 +20,21 @@ import tempfile
 from pathlib import Path
 
 _SECONDS = 10
-_MEMORY = 1 << 30
-_FILE = 10 << 20
-_PROCESSES = 64
 
-# The tests run inside a function's body, and only what comes behind them knows what to say.
+# The limits are set here, not between fork and exec, where a process with threads may deadlock. Only what comes behind
+# the tests knows what to say.
 _HARNESS = """
-import os as _os, sys as _sys
+import os as _os, resource as _resource, sys as _sys
+def _limit(_seconds=int(_sys.argv[2])):
+    for name, value in (
+        ("CPU", _seconds + 1), ("AS", 1 << 30), ("FSIZE", 10 << 20), ("NOFILE", 64), ("CORE", 0), ("NPROC", 64)
+    ):
+        try:
+            _resource.setrlimit(getattr(_resource, "RLIMIT_" + name), (value, value))
+        except (ValueError, OSError):
+            if name != "NPROC":  # counted over all of the user's processes
+                raise
+_limit()
 def _say(_fd=int(_sys.argv[1]), _word=_os.read(0, 64), _write=_os.write, _exit=_os._exit):
     def say():
         _write(_fd, _word)
@@ -53,7 +60,7 @@ def passes(program: str, seconds: float = _SECONDS) -> bool:
     reader, writer = os.pipe()
     with tempfile.TemporaryDirectory(prefix="wino-code-") as folder:
         (Path(folder) / "program.py").write_text(program, encoding="utf-8", errors="replace")
-        command = [*_without_network(), sys.executable, "-I", "-S", "-c", _HARNESS, str(writer)]
+        command = [*_without_network(), sys.executable, "-I", "-S", "-c", _HARNESS, str(writer), str(int(seconds))]
         try:
             process = subprocess.Popen(
                 command,
@@ -64,7 +71,6 @@ def passes(program: str, seconds: float = _SECONDS) -> bool:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 pass_fds=(writer,),
-                preexec_fn=functools.partial(_limit, seconds),
             )
         finally:
             os.close(writer)
@@ -83,21 +89,6 @@ def passes(program: str, seconds: float = _SECONDS) -> bool:
         finally:
             os.close(reader)
     return said.decode(errors="replace") == word
-
-
-def _limit(seconds: float) -> None:
-    cpu = int(seconds) + 1
-    for name, value in (
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_AS, _MEMORY),
-        (resource.RLIMIT_FSIZE, _FILE),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(name, (value, value))
-    # Counted over all of the user's processes; root is exempt.
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NPROC, (_PROCESSES, _PROCESSES))
 
 
 @functools.cache

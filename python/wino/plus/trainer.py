@@ -1,0 +1,140 @@
+"""The Hugging Face ``Trainer`` around ``trajectory_loss``: one loss, whatever the micro-batches and processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from transformers import Trainer
+
+import wino_kernels
+
+from ..models.llada import LLaDAModelLM, hidden_forward, lm_head, logit_scale
+from .callbacks import COUNT_OF, PARTS
+from .recipe import Loss
+from .unfold import CANDIDATE, TARGET, mask_answers
+
+
+class TrajectoryTrainer(Trainer):
+    """A ``Trainer`` whose loss is SPEC section 5's, with means over the global batch of an optimiser step.
+
+    Each micro-batch's ``trajectory_loss`` returns sums; they are divided by the counts of all micro-batches of all
+    processes. Two of the counts depend on the model's outputs, so with accumulation they come from a forward pass
+    without gradients over the step's micro-batches first.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, loss: Loss, checkpointing: bool = False, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._loss = loss
+        weights = (loss.cross_entropy, loss.unmask, -loss.remask, loss.llada)
+        self._weights = torch.tensor(weights, device=self.args.device)
+        self._logged = torch.zeros(2, len(PARTS), dtype=torch.float64, device=self.args.device)
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        # On the instance, so that wrappers (PEFT, DDP, FSDP) call it and saving knows nothing of it.
+        base.forward = partial(sums_and_counts, base, loss, _call_checkpointed if checkpointing else call_block)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """The step's micro-batches and, if there are several, the parts' global counts."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.gradient_accumulation_steps == 1:
+            return batches, None
+        with torch.no_grad(), torch.random.fork_rng():  # dropout draws the same again in the pass that counts
+            self.model_wrapped.train()
+            return batches, self._reduced(sum(self._forward(self.model_wrapped, batch)[1] for batch in batches))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """This micro-batch's share of the global loss, times the number of processes: DDP averages gradients."""
+        sums, own_counts = self._forward(model, inputs)
+        counts = self._reduced(own_counts) if num_items_in_batch is None else num_items_in_batch
+        loss = (self._weights * sums / counts.clamp(min=1)).sum() * self.accelerator.num_processes
+        self._logged += torch.stack((sums.detach().double(), own_counts.double()))
+        return (loss, {"sums": sums, "counts": own_counts}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts' means since the last line, and how many rows they are means of."""
+        if "loss" in logs:
+            sums, counts = self._reduced(self._logged)
+            self._logged = torch.zeros_like(self._logged)
+            for part, total, count in zip(PARTS, sums.tolist(), counts.tolist(), strict=True):
+                logs[part] = total / count if count else 0.0
+                logs[COUNT_OF[part]] = int(count)
+        super().log(logs, start_time)
+
+    def _forward(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs = self._prepare_inputs(batch)
+        if self._loss.llada:
+            mask_id = getattr(self.model, "config").mask_token_id  # noqa: B009 - typed as a module
+            noisy, masked = mask_answers(inputs, mask_id, f"{self.args.seed}/{self.state.global_step}")
+            inputs = {**inputs, "noisy_ids": noisy, "noisy_mask": masked}
+        with self.compute_loss_context_manager():
+            return model(inputs)
+
+    def _reduced(self, counts: Any) -> Tensor:
+        return self.accelerator.reduce(counts, "sum") if self.accelerator.num_processes > 1 else counts
+
+
+def sums_and_counts(
+    model: LLaDAModelLM, loss: Loss, run: Callable[..., Tensor], batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Sums and counts (4,) of the loss's parts on one micro-batch; the last is LLaDA's, counted in samples."""
+    noisy = "noisy_ids" in batch
+    input_ids = torch.cat((batch["input_ids"], batch["noisy_ids"])) if noisy else batch["input_ids"]
+    mask = batch["attention_mask"].repeat(2, 1) if noisy else batch["attention_mask"]
+    hidden = model.model.transformer.ln_f(hidden_forward(model, input_ids, mask, run=run))
+    weight, bias = lm_head(model)
+    if bias is not None:
+        raise ValueError("trajectory_loss: an LM head with a bias is not supported")
+    dtype = (
+        torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else weight.dtype
+    )
+    hidden, weight = (hidden * logit_scale(model.config)).to(dtype), weight.to(dtype)
+    rows, tokens, roles = len(batch["tokens"]), batch["tokens"], batch["roles"]
+    parts = wino_kernels.trajectory_loss(
+        hidden[:rows],
+        weight,
+        tokens,
+        roles == TARGET,
+        roles == CANDIDATE,
+        threshold=loss.threshold,
+        threshold_back=loss.threshold_back,
+    )
+    llada = _llada_sum(hidden[rows:], weight, tokens, batch["noisy_mask"]) if noisy else hidden.new_zeros(1).float()
+    samples = torch.tensor([rows if noisy else 0], device=hidden.device)
+    return torch.cat((parts.sums, llada)), torch.cat((parts.counts, samples))
+
+
+def _llada_sum(hidden: Tensor, weight: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
+    """(1,): each row's mean cross entropy over its masked tokens, summed over the rows; its own LM head, in chunks."""
+    none = torch.zeros_like(masked[0])
+    sums = []
+    for row, labels, chosen in zip(hidden, tokens, masked, strict=True):
+        part = wino_kernels.trajectory_loss(row, weight, labels, chosen, none, threshold=1.0, threshold_back=0.0)
+        sums.append(part.sums[0] / part.counts[0])
+    return torch.stack(sums).sum()[None]
+
+
+def call_block(block: nn.Module, x: Tensor, *others: Any) -> Tensor:
+    # On the CPU the fused attention's backward pass is several times slower than that of plain matrix products.
+    with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
+        return block(x, *others)
+
+
+def _call_checkpointed(block: nn.Module, x: Tensor, *others: Any) -> Tensor:
+    return checkpoint(call_block, block, x, *others, use_reentrant=False)
