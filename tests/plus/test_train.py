@@ -126,9 +126,10 @@ def launch(recipe: Recipe, folder: Path, processes: int, **environment: str) -> 
     assert run.returncode == 0, run.stderr[-3000:]
 
 
-def test_two_processes_do_not_change_the_run(base: Path, records: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_do_not_change_the_run(base: Path, records: Path, tmp_path: Path, accumulation: int) -> None:
     train(make_recipe(base, records, tmp_path / "one"), show_progress=False)
-    halves = [{"batch_size": 2, "accumulation": 2}]
+    halves = [{"batch_size": 4 // accumulation, "accumulation": accumulation}]
     launch(make_recipe(base, records, tmp_path / "two", stages=halves), tmp_path, 2)
     assert_same_run(tmp_path / "two/one", tmp_path / "one/one")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import wino
 from wino.cli import app
 from wino.config import GenerationConfig
 from wino.tasks import curve, get_task
-from wino.tasks.calibration import plot_reliability, reliability
+from wino.tasks.calibration import binned, plot_reliability, reliability
 from wino.tasks.curve import Point, Workbench, compare, markdown_table, plot_curves
 from wino.tasks.evaluation import Evaluation
 
@@ -96,6 +97,25 @@ def test_reliability_counts_every_masked_position_once() -> None:
         reliability(model, tokenizer, TASK, [type(ITEMS[0])("k", ITEMS[0].prompt, "")])
     with pytest.raises(ValueError, match="24 fit"):
         reliability(model, tokenizer, TASK, [type(ITEMS[0])("k", ITEMS[0].prompt, "1" * 25)])
+
+
+def test_reliability_compares_with_the_worked_answer() -> None:
+    """With other items' answers most drafts are wrong, and as sure as before."""
+    model, tokenizer = wino.load("wino-tiny")
+    others = [*ITEMS[1:], ITEMS[0]]
+    swapped = [replace(item, answer=other.answer) for item, other in zip(ITEMS, others, strict=True)]
+    right, wrong = (reliability(model, tokenizer, TASK, items) for items in (ITEMS, swapped))
+    share = [sum(n * a for n, a in zip(f.count, f.accuracy, strict=True)) / sum(f.count) for f in (right, wrong)]
+    assert share[0] > 0.9 and share[1] < 0.8
+    assert wrong.expected_calibration_error > 2 * right.expected_calibration_error
+
+
+def test_bins_of_confidence_by_hand() -> None:
+    found = binned([0.05, 0.95, 0.99, 1.0], [True, False, True, True])
+    assert found.count == [1, 0, 0, 0, 0, 0, 0, 0, 0, 3]
+    assert found.accuracy[0] == 1.0 and found.accuracy[9] == pytest.approx(2 / 3)
+    assert found.confidence[9] == pytest.approx(0.98)
+    assert found.expected_calibration_error == pytest.approx((0.95 + 3 * (0.98 - 2 / 3)) / 4)
 
 
 def test_eval_writes_the_curve_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def reliability(model: Any, tokenizer: Any, task: Task, items: Sequence[Item], *
         drafted, probability = wino_kernels.draft_confidence(logits[masked].float())
         confidence += probability.tolist()
         right += (drafted == answers[masked]).tolist()
-    return _binned(confidence, right)
+    return binned(confidence, right)
 
 
 def _answer(tokenizer: Any, task: Task, item: Item) -> list[int]:
@@ -78,7 +78,8 @@ def _answer(tokenizer: Any, task: Task, item: Item) -> list[int]:
     return ids + [tokenizer.eos_token_id] * (task.max_new_tokens - len(ids))
 
 
-def _binned(confidence: Sequence[float], right: Sequence[bool]) -> Reliability:
+def binned(confidence: Sequence[float], right: Sequence[bool]) -> Reliability:
+    """The figures of drafts with these confidences, of which those are right."""
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(10)]
     for c, r in zip(confidence, right, strict=True):
         bins[min(int(c * 10), 9)].append((c, r))
