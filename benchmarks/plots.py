@@ -65,10 +65,14 @@ def roofline(rows: list[Row], path: Path) -> None:
             place for place in labels if all(0.8 < a / b < 1.25 for a, b in zip(place, (intensity, ours), strict=True))
         ]
         labels.setdefault(near[0] if near else (intensity, ours), []).append(operator)
-    for place, operators in labels.items():
+    below = True
+    for place, operators in sorted(labels.items()):
         patch = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        crowded = any(1 < other[0] / place[0] < 3 and 0.6 < other[1] / place[1] < 1.7 for other in labels)
-        where: Row = {"xytext": (0, -8), "ha": "center", "va": "top"} if crowded else {"xytext": (7, 0), "va": "center"}
+        crowded = any(1 < other[0] / place[0] < 4 and 0.6 < other[1] / place[1] < 1.7 for other in labels)
+        where: Row = {"xytext": (7, 0), "va": "center"}
+        if crowded:  # its neighbour's label goes to the other side
+            where = {"xytext": (0, -8 if below else 8), "ha": "center", "va": "top" if below else "bottom"}
+            below = not below
         axis.annotate("\n".join(operators), place, textcoords="offset points", fontsize=8, bbox=patch, **where)
     ends = 0.5 * min(intensities), 6 * max(intensities)
     ridge = min(max(peak / bandwidth, ends[0]), ends[1])

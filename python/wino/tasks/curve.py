@@ -146,7 +146,7 @@ def markdown_table(points: Sequence[Point], reference: Point | None = None) -> s
         if reference is not None:
             found = compare(point, reference)
             mean, low, high = (100 * value for value in found["accuracy_difference"])
-            saved = f"{100 * found['steps_saved']:.0f} %"
+            saved = f"{100 * found['steps_saved']:.0f} %" if found["steps_saved"] >= 0 else "more"
             cells += [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", f"{found['p_value']:.2g}", saved]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -177,14 +177,15 @@ def plot_curves(rows: Iterable[dict[str, Any]], path: Path, titles: dict[str, st
             # At 100 % the interval's end may lie a rounding error below the point.
             below = [max(0.0, 100 * (p["accuracy"] - p["ci_low"])) for p in points]
             above = [max(0.0, 100 * (p["ci_high"] - p["accuracy"])) for p in points]
-            number = models.index(model)
+            number, kind = models.index(model), decoders.index(decoder)
             axis.errorbar(
                 x,
                 y,
                 yerr=[below, above],
-                color=f"C{decoders.index(decoder)}",
+                color=f"C{kind}",
+                marker="os^vDP"[kind % 6],
                 linestyle=("-", "--", ":", "-.")[number % 4],
-                marker="os^vD"[number % 5],
+                markerfacecolor=f"C{kind}" if number == 0 else "white",
                 markersize=4,
                 linewidth=1.2,
                 capsize=2,
