@@ -484,24 +484,31 @@ class TrajectoryLoss(Case):
 
     def error(self, results: tuple[Tensor, ...]) -> str:
         """As far from float64 as rounding each logit allows, but for rows whose selection it may turn."""
-        sums, counts = results
-        exact, exact_counts = trajectory_loss(*self.exact_inputs)
+        sums, counts, statistics = results
+        exact, exact_counts, wanted = trajectory_loss(*self.exact_inputs)
         logits = self.hidden.double() @ self.weight.double().T
         rounding = 2.0**-8 * float(logits.abs().amax())  # of a logit and of the sum it is compared with, in bfloat16
         unclear = self._unclear_rows(logits, rounding)
-        if (counts - exact_counts).abs().max() > unclear:
-            return f"counts {counts.tolist()}, in float64 {exact_counts.tolist()}, {unclear} rows are unclear"
+        number = int(unclear.sum())
+        if (counts - exact_counts).abs().max() > number:
+            return f"counts {counts.tolist()}, in float64 {exact_counts.tolist()}, {number} rows are unclear"
         # An entropy changes with its logits by no more than twice its own size.
-        allowed = rounding * (exact_counts + 2 * exact) + unclear * math.log(len(self.weight))
+        allowed = rounding * (exact_counts + 2 * exact) + number * math.log(len(self.weight))
         off = (sums.double() - exact).abs()
-        return "" if (off <= allowed).all() else f"sums {sums.tolist()}, in float64 {exact.tolist()}"
+        if not (off <= allowed).all():
+            return f"sums {sums.tolist()}, in float64 {exact.tolist()}"
+        if not ((statistics[2] - wanted[2]).abs() <= 4 * unclear).all():  # one of the entropies more or less
+            return f"parts {statistics[2].tolist()}, in float64 {wanted[2].tolist()}"
+        chosen = (statistics[2] != 0) & (wanted[2] != 0)
+        off, allowed = (statistics - wanted)[:2, chosen].abs(), rounding * (1 + 2 * wanted[1, chosen])
+        return "" if (off <= allowed).all() else f"log-sum-exp or entropy off by {float(off.amax()):.3g}"
 
-    def _unclear_rows(self, logits: Tensor, rounding: float) -> int:
+    def _unclear_rows(self, logits: Tensor, rounding: float) -> Tensor:
         """Rows where rounding may change the largest logit, or on which side of a threshold its probability is."""
         first, second = logits.topk(2, dim=-1).values.unbind(-1)
         p = torch.softmax(logits, -1).amax(-1)
         near = [(p - threshold).abs() < 2 * rounding * p for threshold in self.thresholds]
-        return int(((first - second < 2 * rounding) | near[0] | near[1]).sum())
+        return (first - second < 2 * rounding) | near[0] | near[1]
 
     def contenders(self) -> dict[str, Contender]:
         return compiled_too({"eager float32": lambda: trajectory_loss(*self.inputs)})
@@ -511,16 +518,29 @@ class TrajectoryLossBackward(TrajectoryLoss):
     operator = "trajectory_loss_backward"
     work_of = staticmethod(roofline.trajectory_loss_backward)
 
+    def __init__(self, model: Model, rows: int, device: torch.device) -> None:
+        self.statistics = torch.empty(3, rows, device=device)
+        super().__init__(model, rows, device)
+
+    def vary(self, seed: int) -> None:
+        super().vary(seed)
+        self.statistics.copy_(torch.ops.wino.trajectory_loss(*self.inputs)[2])
+
     def call(self) -> tuple[Tensor, ...]:
-        return torch.ops.wino.trajectory_loss_backward(self._sums(), *self.inputs, True)
+        return torch.ops.wino.trajectory_loss_backward(self._sums(), *self._of(self.inputs, self.statistics))
+
+    @staticmethod
+    def _of(inputs: tuple[Tensor, ...], statistics: Tensor) -> tuple[Any, ...]:
+        return *inputs[:3], statistics, True
 
     def _sums(self) -> Tensor:
         return torch.full((3,), 1 / len(self.hidden), device=self.hidden.device)
 
     def error(self, results: tuple[Tensor, ...]) -> str:
         """In the norm no further from float64 than eager in the same dtype, twice, and a hundredth."""
-        exact = trajectory_loss_backward(self._sums().double(), *self.exact_inputs, True)
-        eager = trajectory_loss_backward(self._sums(), *self.inputs, True)
+        exact_inputs = self._of(self.exact_inputs, trajectory_loss(*self.exact_inputs)[2])
+        exact = trajectory_loss_backward(self._sums().double(), *exact_inputs)
+        eager = trajectory_loss_backward(self._sums(), *self._of(self.inputs, trajectory_loss(*self.inputs)[2]))
         for name, ours, theirs, want in zip(("hidden", "weight"), results, eager, exact, strict=True):
             off, allowed = (float((part.double() - want).norm() / want.norm()) for part in (ours, theirs))
             if not off <= 2 * allowed + 1e-2:
@@ -528,7 +548,8 @@ class TrajectoryLossBackward(TrajectoryLoss):
         return ""
 
     def contenders(self) -> dict[str, Contender]:
-        return compiled_too({"eager float32": lambda: trajectory_loss_backward(self._sums(), *self.inputs, True)})
+        inputs = self._of(self.inputs, self.statistics)
+        return compiled_too({"eager float32": lambda: trajectory_loss_backward(self._sums(), *inputs)})
 
 
 def cases(sizes: Sizes, device: torch.device) -> Iterator[Case]:

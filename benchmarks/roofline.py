@@ -167,13 +167,14 @@ def shadow_attention(
 
 # Beside the score of a row: the entropy's term p * log p.
 ENTROPY = 2
+STATISTICS = 3 * FLOAT  # of a row, for backward
 
 
 def trajectory_loss(rows: int, hidden: int, vocabulary: int, itemsize: int = BF16) -> Work:
     logits = rows * vocabulary
     return Work(
         read=(rows + vocabulary) * hidden * itemsize + rows * (IDS + 2 * FLAG),
-        written=3 * (FLOAT + IDS),
+        written=3 * (FLOAT + IDS) + rows * STATISTICS,
         matrix=2 * logits * hidden,
         vector=(SCORING + ENTROPY) * logits,
         exponentials=logits,
@@ -187,11 +188,11 @@ def trajectory_loss_backward(
     forward = trajectory_loss(rows, hidden, vocabulary, itemsize)
     gradient = (rows + (vocabulary if weight_gradient else 0)) * hidden * itemsize
     return Work(
-        read=forward.read + 3 * FLOAT,
+        read=(rows + vocabulary) * hidden * itemsize + rows * (IDS + STATISTICS) + 3 * FLOAT,
         written=gradient,
         matrix=(3 if weight_gradient else 2) * forward.matrix,
-        vector=2 * forward.vector,
-        exponentials=2 * forward.exponentials,
+        vector=forward.vector,
+        exponentials=forward.exponentials,
     )
 
 
@@ -329,7 +330,9 @@ def _model_rows(model: Model, batch: int, block: int) -> Iterator[Row]:
     instead = {"logits in memory, float32": traffic(lambda: eager_loss(*given))}
     yield Row("trajectory_loss", *label, trajectory_loss(number, hidden, vocabulary), instead)
     sums = _meta(3, dtype=torch.float32)
-    instead = {"logits in memory, float32": traffic(lambda: eager_loss_backward(sums, *given, True))}
+    statistics = _meta(3, number, dtype=torch.float32)
+    backward = sums, *given[:3], statistics, True
+    instead = {"logits in memory, float32": traffic(lambda: eager_loss_backward(*backward))}
     yield Row("trajectory_loss_backward", *label, trajectory_loss_backward(number, hidden, vocabulary), instead)
 
 

@@ -380,7 +380,7 @@ def trajectory_loss(
         raise ValueError(f"{op}: weights must be three numbers, got {len(weights)}")
     if denominators is not None and len(denominators) != 3:
         raise ValueError(f"{op}: denominators must be three numbers, got {len(denominators)}")
-    sums, counts = _ops.trajectory_loss(
+    sums, counts, _ = _ops.trajectory_loss(
         hidden,
         weight,
         labels,

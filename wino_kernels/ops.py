@@ -449,7 +449,7 @@ def _trajectory_loss(
     candidate_mask: Tensor,
     threshold: Tensor,
     threshold_back: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     _check_trajectory_loss(hidden, weight, labels, target_mask, candidate_mask, threshold, threshold_back)
     kernel = implementation("trajectory_loss", hidden.device.type)
     with _given_dtype(hidden.device):
@@ -457,29 +457,11 @@ def _trajectory_loss(
 
 
 def _trajectory_loss_backward(
-    grad_sums: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    target_mask: Tensor,
-    candidate_mask: Tensor,
-    threshold: Tensor,
-    threshold_back: Tensor,
-    weight_gradient: bool,
+    grad_sums: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, statistics: Tensor, weight_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     kernel = implementation("trajectory_loss_backward", hidden.device.type)
     with _given_dtype(hidden.device):
-        return kernel(
-            grad_sums,
-            hidden,
-            weight,
-            labels,
-            target_mask,
-            candidate_mask,
-            threshold,
-            threshold_back,
-            weight_gradient,
-        )
+        return kernel(grad_sums, hidden, weight, labels, statistics, weight_gradient)
 
 
 def _scores_like(candidate_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -554,27 +536,22 @@ def _shadow_attention_fake(*args: Any, **kwargs: Any) -> Tensor:
     return args[0].new_empty(args[0].shape)
 
 
-def _trajectory_loss_fake(*args: Any) -> tuple[Tensor, Tensor]:
+def _trajectory_loss_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     _check_trajectory_loss(*args)
-    hidden = args[0]
-    precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    return hidden.new_empty(3, dtype=precise), hidden.new_empty(3, dtype=torch.int64)
+    hidden, labels = args[0], args[2]
+    sums = hidden.new_empty(3, dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+    return sums, hidden.new_empty(3, dtype=torch.int64), sums.new_empty(3, labels.numel())
 
 
 def _trajectory_loss_backward_fake(
-    grad_sums: Tensor, hidden: Tensor, weight: Tensor, *rest: Any
+    grad_sums: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, statistics: Tensor, weight_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    weight_gradient = rest[-1]
     return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape if weight_gradient else 0)
 
 
 _RULE = (
     "int mask_id, Tensor threshold, Tensor threshold_back, float accept_fraction=0.7, int min_accept=5, "
     "int max_accept=20, bool verify_last=False"
-)
-_LOSS_INPUTS = (
-    "Tensor hidden, Tensor weight, Tensor labels, Tensor target_mask, Tensor candidate_mask, Tensor threshold, "
-    "Tensor threshold_back"
 )
 _NOISE = "Tensor? temperature=None, Tensor? seed=None"
 
@@ -591,9 +568,10 @@ SCHEMAS = (
     + f"*, {_NOISE}, {_RULE}) -> (Tensor num_accepted, Tensor num_remasked, Tensor status)",
     "shadow_attention(Tensor query, Tensor key, Tensor value, *, int num_shadow, Tensor block_start, "
     + "Tensor? key_padding_mask=None, float? scale=None) -> Tensor",
-    f"trajectory_loss({_LOSS_INPUTS}) -> (Tensor sums, Tensor counts)",
-    f"trajectory_loss_backward(Tensor grad_sums, {_LOSS_INPUTS}, bool weight_gradient) "
-    + "-> (Tensor grad_hidden, Tensor grad_weight)",
+    "trajectory_loss(Tensor hidden, Tensor weight, Tensor labels, Tensor target_mask, Tensor candidate_mask, "
+    + "Tensor threshold, Tensor threshold_back) -> (Tensor sums, Tensor counts, Tensor statistics)",
+    "trajectory_loss_backward(Tensor grad_sums, Tensor hidden, Tensor weight, Tensor labels, Tensor statistics, "
+    + "bool weight_gradient) -> (Tensor grad_hidden, Tensor grad_weight)",
 )
 _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "score_tokens": (_score_tokens, _score_tokens_fake),
@@ -616,10 +594,13 @@ for _name, (_operator, _fake) in _OPERATORS.items():
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+    hidden, weight, labels = inputs[:3]
+    statistics = output[2]
+    ctx.mark_non_differentiable(statistics)
+    ctx.save_for_backward(hidden, weight, labels, statistics)
 
 
-def _backward(ctx: Any, grad_sums: Tensor, _grad_counts: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_sums: Tensor, *_no_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     weight_gradient = ctx.needs_input_grad[1]
     grad_hidden, grad_weight = torch.ops.wino.trajectory_loss_backward(grad_sums, *ctx.saved_tensors, weight_gradient)
     return grad_hidden, grad_weight if weight_gradient else None, None, None, None, None, None

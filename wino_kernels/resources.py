@@ -182,7 +182,9 @@ def _loss(rows: int) -> tuple[Any, ...]:
 
 
 def _loss_backward(rows: int, weight_gradient: bool) -> tuple[Any, ...]:
-    return _meta(3, dtype=torch.float32), *_loss(rows), weight_gradient
+    hidden, weight, labels, *_ = _loss(rows)
+    statistics = _meta(3, rows, dtype=torch.float32)
+    return _meta(3, dtype=torch.float32), hidden, weight, labels, statistics, weight_gradient
 
 
 def compile_triton(operators: Sequence[str], targets: Sequence[str]) -> list[Row]:

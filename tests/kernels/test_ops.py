@@ -74,6 +74,8 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     half = torch.bfloat16
     thresholds = torch.tensor(0.2), torch.tensor(0.9)
     start = torch.tensor([0, 1, 2])
+    loss = *loss_inputs(), *thresholds
+    statistics = wino.trajectory_loss(*loss)[2]
     return {
         "score_tokens": (wino.score_tokens, (logits, ids), {}),
         "score_tokens, noise": (wino.score_tokens, (logits.bfloat16()[:, 1], ids[:, 1]), noise((B,))),
@@ -111,10 +113,10 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             attention(half),
             {"num_shadow": 0, "block_start": start, "key_padding_mask": torch.rand(B, 9) < 0.5, "scale": 0.5},
         ),
-        "trajectory_loss": (wino.trajectory_loss, (*loss_inputs(), *thresholds), {}),
+        "trajectory_loss": (wino.trajectory_loss, loss, {}),
         "trajectory_loss_backward": (
             wino.trajectory_loss_backward,
-            (torch.ones(3), *(t.detach() for t in loss_inputs()), *thresholds, True),
+            (torch.ones(3), *(t.detach() for t in loss[:3]), statistics, True),
             {},
         ),
     }

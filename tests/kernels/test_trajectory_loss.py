@@ -11,6 +11,7 @@ from kernel_paths import over_paths, paths
 from torch import Tensor
 
 import wino_kernels
+from wino_kernels import eager
 from wino_kernels.cpu import tiles
 
 THRESHOLDS = {"threshold": 0.35, "threshold_back": 0.9}
@@ -120,15 +121,18 @@ def test_weights_and_denominators(path: str) -> None:
 
 
 @over_paths("trajectory_loss")
-def test_empty_selections_contribute_nothing(path: str) -> None:
-    batch = batch_of(20, 4, 9)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_empty_selections_contribute_nothing(path: str, dtype: torch.dtype) -> None:
+    batch = batch_of(20, 4, 9, dtype)
     nothing = torch.zeros_like(batch.target_mask)
     batch.hidden.requires_grad_()
+    batch.weight.requires_grad_()
     for target, candidate in ((nothing, nothing), (batch.target_mask, nothing), (nothing, batch.candidate_mask)):
         result = wino_kernels.trajectory_loss(*batch[:3], target, candidate, **THRESHOLDS)
         assert result.loss.isfinite()
-        (gradient,) = torch.autograd.grad(result.loss, batch.hidden)
+        gradient, of_weight = torch.autograd.grad(result.loss, (batch.hidden, batch.weight))
         assert gradient.isfinite().all() and (gradient[~(target | candidate)] == 0).all()
+        assert of_weight.isfinite().all() and bool(of_weight.any()) == bool(result.counts.any())
     empty = wino_kernels.trajectory_loss(*batch[:3], nothing, nothing, **THRESHOLDS)
     assert empty.loss == 0 and empty.counts.tolist() == [0, 0, 0]
     none = Batch(*(tensor[:, :0] if tensor is not batch.weight else tensor for tensor in batch))
@@ -150,6 +154,37 @@ def test_unused_rows_may_hold_anything(path: str) -> None:
     assert torch.equal(result.sums, wino_kernels.trajectory_loss(*batch, **THRESHOLDS).sums)
     gradients = torch.autograd.grad(result.loss, (dirty.hidden, dirty.weight))
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@over_paths("trajectory_loss")
+def test_a_row_of_no_part_has_no_gradient(path: str) -> None:
+    """Whatever it holds: a candidate whose logits are not numbers is more sure of nothing."""
+    batch = batch_of(30, 4, 9)
+    batch.candidate_mask[0, 3], batch.target_mask[0, 3] = True, False
+    batch.hidden[0, 3] = math.nan
+    leaves = (batch.hidden.requires_grad_(), batch.weight.requires_grad_())
+    result = wino_kernels.trajectory_loss(*batch, **THRESHOLDS)
+    of_hidden, of_weight = torch.autograd.grad(result.loss, leaves)
+    assert result.loss.isfinite() and of_weight.isfinite().all()
+    assert (of_hidden[0, 3] == 0).all() and of_hidden.any()
+
+
+@over_paths("trajectory_loss")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_statistics_are_exchangeable(path: str, dtype: torch.dtype) -> None:
+    """Of every row of some part as the definition has them, so that either's gradient follows from the other's."""
+    batch = batch_of(40, 5, 70, dtype)
+    thresholds = torch.tensor(0.35), torch.tensor(0.9)
+    exact = eager.KERNELS["trajectory_loss"](batch.hidden.double(), batch.weight.double(), *batch[2:], *thresholds)[2]
+    statistics = torch.ops.wino.trajectory_loss(*batch, *thresholds)[2]
+    assert statistics.dtype == dtype and statistics.shape == (3, 40)
+    assert torch.equal(statistics[2], exact[2].to(dtype)) and {0, 1, 3, 4} == set(exact[2].tolist())
+    some = exact[2] != 0
+    assert torch.allclose(statistics[:2, some].double(), exact[:2, some], rtol=1e-5, atol=1e-5)
+    inputs = torch.tensor([1.0, 0.3, -0.7], dtype=dtype), *batch[:3]
+    results = [torch.ops.wino.trajectory_loss_backward(*inputs, of, True) for of in (statistics, exact.to(dtype))]
+    for ours, other in zip(*results, strict=True):
+        assert torch.allclose(ours, other, rtol=1e-5, atol=1e-5)
 
 
 @over_paths("trajectory_loss")

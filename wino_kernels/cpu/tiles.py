@@ -29,4 +29,5 @@ def tiles_of_logits(rows: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]
     products = rows.new_empty(len(rows) * min(width, len(weight)))
     for first in range(0, len(weight), width):
         columns = weight[first : first + width].t()
-        yield first, torch.mm(rows, columns, out=products[: len(rows) * columns.shape[1]].view(len(rows), -1))
+        shape = len(rows), columns.shape[1]
+        yield first, torch.mm(rows, columns, out=products[: shape[0] * shape[1]].view(shape))

@@ -1,9 +1,9 @@
 """trajectory_loss and its gradient as Triton kernels (SPEC section 5), the LM head fused in.
 
 Rows that are neither target nor candidate are sorted out on the device; programs beyond the others' number end at once.
-Forward: a tile of logits stays in registers and leaves four numbers a row, which a second kernel joins. Backward: the
-same again; then, for rows of some part alone and one chunk of V after the other, the logits' gradient goes to scratch
-and from there into the products with weight and hidden.
+Forward: a tile of logits stays in registers and leaves four numbers a row, which a second kernel joins into the
+statistics that backward starts from: for rows of some part alone and one chunk of V after the other, the logits'
+gradient goes to scratch and from there into the products with weight and hidden.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ _ROWS = 4  # of a program that joins
 _ALIGNMENT = 128
 _SMALL = Options(num_warps=8, num_stages=1, fp_fusion=True)
 
-# Bits of a row's parts. The last one lets a row of NaN logits reach the gradient.
-_CROSS_ENTROPY, _UNMASK, _REMASK, _NOT_A_NUMBER = (tl.constexpr(bit) for bit in (1, 2, 4, 8))
+# The rows of the statistics: aligned or not with the number of rows, so no kernel is compiled for either.
+_STATISTICS = ["log_sum_exp", "entropy", "parts"]
+
+# Bits of a row's parts.
+_CROSS_ENTROPY, _UNMASK, _REMASK = (tl.constexpr(bit) for bit in (1, 2, 4))
 _NO_TOKEN = tl.constexpr(2**31 - 1)
 
 Arguments = dict[str, Any]
@@ -80,34 +83,26 @@ def trajectory_loss(
     candidate_mask: Tensor,
     threshold: Tensor,
     threshold_back: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     head = _Head.of(hidden, weight, labels)
     sums = torch.empty(3, dtype=head.precise, device=hidden.device)
     counts = torch.empty(3, dtype=torch.int64, device=hidden.device)
+    statistics = torch.empty((3, head.rows), dtype=head.precise, device=hidden.device)
     if not head.rows:
-        return sums.zero_(), counts.zero_()
-    memory = _carve(hidden, _statistics_fields(head))
-    _statistics(head, target_mask, candidate_mask, threshold, threshold_back, memory)
+        return sums.zero_(), counts.zero_(), statistics
+    cross_entropy = _score_rows(head, target_mask, candidate_mask, threshold, threshold_back, statistics)
     launch(
         _sum_parts,
         (1,),
-        {**_take(memory, "cross_entropy", "entropy", "parts"), "sums": sums, "counts": counts, "rows": head.rows},
+        {"cross_entropy": cross_entropy, **_named(statistics), "sums": sums, "counts": counts, "rows": head.rows},
         {"BLOCK": _LANES},
         _SMALL,
     )
-    return sums, counts
+    return sums, counts, statistics
 
 
 def trajectory_loss_backward(
-    grad_sums: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    target_mask: Tensor,
-    candidate_mask: Tensor,
-    threshold: Tensor,
-    threshold_back: Tensor,
-    weight_gradient: bool,
+    grad_sums: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, statistics: Tensor, weight_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     head = _Head.of(hidden, weight, labels)
     grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
@@ -121,24 +116,21 @@ def trajectory_loss_backward(
     memory = _carve(
         hidden,
         {
-            **_statistics_fields(head),
-            "active_index": (head.rows, torch.int32),
-            "active_slot": (head.rows, torch.int32),
-            "active_count": (1, torch.int32),
+            **_selection_fields(head.rows),
             "grad_logits": (head.rows * chunk, hidden.dtype),
             "partial": (splits * head.rows * head.width, head.precise),
         },
     )
-    _statistics(head, target_mask, candidate_mask, threshold, threshold_back, memory)
-    _select(head, memory["parts"], None, memory, "active_")
+    statistics = statistics.contiguous()
+    _select(head, _named(statistics)["parts"], None, memory)
     for first in range(0, head.vocabulary, chunk):
-        _add_chunk(head, memory, grad_sums, grad_weight if weight_gradient else None, first, chunk, splits)
+        _add_chunk(head, memory, statistics, grad_sums, grad_weight if weight_gradient else None, first, chunk, splits)
     launch(
         _join_grad_hidden,
         (triton.cdiv(head.rows, _ROWS), triton.cdiv(head.width, _LANES)),
         {
             "partial": memory["partial"],
-            "slot": memory["active_slot"],
+            "slot": memory["slot"],
             "grad_hidden": grad_hidden,
             "rows": head.rows,
             "width": head.width,
@@ -153,6 +145,7 @@ def trajectory_loss_backward(
 def _add_chunk(
     head: _Head,
     memory: dict[str, Tensor],
+    statistics: Tensor,
     grad_sums: Tensor,
     grad_weight: Tensor | None,
     first: int,
@@ -164,9 +157,7 @@ def _add_chunk(
     row_tiles, width_tiles = triton.cdiv(head.rows, tuned["BLOCK_ROWS"]), triton.cdiv(head.width, tuned["BLOCK_H"])
     v_tiles = triton.cdiv(min(chunk, head.vocabulary - first), tuned["BLOCK_V"])
     common: Arguments = {
-        "index": memory["active_index"],
-        "count": memory["active_count"],
-        "grad_logits": memory["grad_logits"],
+        **_take(memory, "index", "count", "grad_logits"),
         "chunk": chunk,
         "first": first,
     }
@@ -176,7 +167,7 @@ def _add_chunk(
         {
             **common,
             **head.arguments,
-            **_take(memory, "top_logit", "log_sum", "entropy", "parts"),
+            **_named(statistics),
             "grad_sums": grad_sums,
             "grad_stride": grad_sums.stride(0),
         },
@@ -206,17 +197,26 @@ def _add_chunk(
         )
 
 
-def _statistics(
+def _score_rows(
     head: _Head,
     target_mask: Tensor,
     candidate_mask: Tensor,
     threshold: Tensor,
     threshold_back: Tensor,
-    memory: dict[str, Tensor],
-) -> None:
-    """What loss and gradient need to know of every row that counts: its statistics and the parts it belongs to."""
+    statistics: Tensor,
+) -> Tensor:
+    """Fills ``statistics``; returns the rows' cross entropies, in scratch."""
     tuned, options = head.tuned("trajectory_loss")
     tiles = triton.cdiv(head.vocabulary, tuned["BLOCK_V"])
+    memory = _carve(
+        head.arguments["hidden"],
+        {
+            **_selection_fields(head.rows),
+            **dict.fromkeys(("label_logit", "cross_entropy"), (head.rows, head.precise)),
+            "tile_id": (head.rows * tiles, torch.int32),
+            **dict.fromkeys(("tile_max", "tile_sum", "tile_product"), (head.rows * tiles, head.precise)),
+        },
+    )
     records = {**_take(memory, "tile_id", "tile_max", "tile_sum", "tile_product", "label_logit"), "tiles": tiles}
     target_mask, candidate_mask = target_mask.contiguous(), candidate_mask.contiguous()
     _select(head, target_mask, candidate_mask, memory)
@@ -237,7 +237,8 @@ def _statistics(
             "threshold": threshold.item() if threshold.is_cpu else threshold,
             "threshold_back": threshold_back.item() if threshold_back.is_cpu else threshold_back,
             **records,
-            **_take(memory, "slot", "top_logit", "log_sum", "entropy", "cross_entropy", "parts"),
+            **_take(memory, "slot", "cross_entropy"),
+            **_named(statistics),
         },
         {
             "LOAD_THRESHOLD": not threshold.is_cpu,
@@ -247,13 +248,18 @@ def _statistics(
         },
         _SMALL,
     )
+    return memory["cross_entropy"]
 
 
-def _select(head: _Head, first: Tensor, second: Tensor | None, memory: dict[str, Tensor], prefix: str = "") -> None:
-    outputs = {name: memory[prefix + name] for name in ("index", "slot", "count")}
+def _select(head: _Head, first: Tensor, second: Tensor | None, memory: dict[str, Tensor]) -> None:
+    outputs = _take(memory, "index", "slot", "count")
     launch(
         _select_rows, (1,), {"first": first, "second": second, **outputs, "rows": head.rows}, {"BLOCK": _LANES}, _SMALL
     )
+
+
+def _named(statistics: Tensor) -> Arguments:
+    return dict(zip(_STATISTICS, statistics, strict=True))
 
 
 def _chunk_columns(head: _Head, most: int, multiple: int) -> int:
@@ -262,16 +268,8 @@ def _chunk_columns(head: _Head, most: int, multiple: int) -> int:
     return max(1, triton.cdiv(columns, multiple)) * multiple
 
 
-def _statistics_fields(head: _Head) -> dict[str, tuple[int, torch.dtype]]:
-    records = head.rows * triton.cdiv(head.vocabulary, head.tuned("trajectory_loss")[0]["BLOCK_V"])
-    per_row = ("label_logit", "top_logit", "log_sum", "entropy", "cross_entropy")
-    return {
-        **dict.fromkeys(("index", "slot", "parts"), (head.rows, torch.int32)),
-        "count": (1, torch.int32),
-        **dict.fromkeys(per_row, (head.rows, head.precise)),
-        "tile_id": (records, torch.int32),
-        **dict.fromkeys(("tile_max", "tile_sum", "tile_product"), (records, head.precise)),
-    }
+def _selection_fields(rows: int) -> dict[str, tuple[int, torch.dtype]]:
+    return {"index": (rows, torch.int32), "slot": (rows, torch.int32), "count": (1, torch.int32)}
 
 
 def _carve(like: Tensor, fields: dict[str, tuple[int, torch.dtype]]) -> dict[str, Tensor]:
@@ -291,7 +289,7 @@ def _take(table: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: table[name] for name in names}
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["first"])
 def _select_rows(first, second, index, slot, count, rows, BLOCK: tl.constexpr):
     """The rows with a flag, in order; the place of each row among them, or -1; their number. One program."""
     found = 0
@@ -411,7 +409,7 @@ def _score_tile(
     tl.store(tile_product + record, tl.sum(e * tl.where(inside, x, 0.0), 1), mask=real)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=_STATISTICS)
 def _join_tiles(
     labels,
     rows,
@@ -426,10 +424,9 @@ def _join_tiles(
     tile_sum,
     tile_product,
     label_logit,
-    top_logit,
-    log_sum,
-    entropy,
     cross_entropy,
+    log_sum_exp,
+    entropy,
     parts,
     tiles,
     LOAD_THRESHOLD: tl.constexpr,
@@ -442,10 +439,13 @@ def _join_tiles(
     real = row < rows
     place = tl.load(slot + row, mask=real, other=-1)  # [rows]
     counts = place >= 0
-    if tl.max(place, 0) < 0:
-        tl.store(parts + row, tl.zeros((BLOCK_ROWS,), tl.int32), mask=real)
-        return
     PRECISE: tl.constexpr = tile_max.dtype.element_ty
+    if tl.max(place, 0) < 0:
+        nothing = tl.zeros((BLOCK_ROWS,), PRECISE)
+        tl.store(log_sum_exp + row, nothing, mask=real)
+        tl.store(entropy + row, nothing, mask=real)
+        tl.store(parts + row, nothing, mask=real)
+        return
     base = tl.maximum(place, 0).to(tl.int64)[:, None] * tiles
     top = tl.full((BLOCK_ROWS,), float("-inf"), PRECISE)
     token = tl.full((BLOCK_ROWS,), 0, tl.int32)
@@ -487,15 +487,13 @@ def _join_tiles(
     sure = target & (token == label) & (top_p < threshold_back)
     wrong = candidate & (token != label) & (top_p > threshold)
     bits = tl.where(target, _CROSS_ENTROPY, 0) | tl.where(sure, _UNMASK, 0) | tl.where(wrong, _REMASK, 0)
-    bits |= tl.where(counts & (row_entropy != row_entropy), _NOT_A_NUMBER, 0)
-    tl.store(parts + row, bits, mask=real)
-    tl.store(top_logit + row, top, mask=counts)
-    tl.store(log_sum + row, log_total.to(PRECISE), mask=counts)
-    tl.store(entropy + row, row_entropy.to(PRECISE), mask=counts)
+    tl.store(log_sum_exp + row, tl.where(counts, top + log_total, 0.0).to(PRECISE), mask=real)
+    tl.store(entropy + row, tl.where(counts, row_entropy, 0.0).to(PRECISE), mask=real)
+    tl.store(parts + row, bits.to(PRECISE), mask=real)
     tl.store(cross_entropy + row, (log_total - (of_label - top)).to(PRECISE), mask=counts)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=_STATISTICS)
 def _sum_parts(cross_entropy, entropy, parts, sums, counts, rows, BLOCK: tl.constexpr):
     """Sum and count of each part, over rows in their order. One program."""
     for part in tl.static_range(3):
@@ -504,7 +502,7 @@ def _sum_parts(cross_entropy, entropy, parts, sums, counts, rows, BLOCK: tl.cons
         number = tl.zeros((BLOCK,), tl.int64)
         for start in range(0, rows, BLOCK):
             row = start + tl.arange(0, BLOCK)
-            bits = tl.load(parts + row, mask=row < rows, other=0)
+            bits = tl.load(parts + row, mask=row < rows, other=0).to(tl.int32)
             chosen = (bits >> part) & 1 == 1
             total += tl.load(values + row, mask=chosen, other=0.0).to(tl.float64)
             number += chosen.to(tl.int64)
@@ -512,7 +510,7 @@ def _sum_parts(cross_entropy, entropy, parts, sums, counts, rows, BLOCK: tl.cons
         tl.store(counts + part, tl.sum(number, 0))
 
 
-@triton.jit(do_not_specialize=["rows", "inner"])
+@triton.jit(do_not_specialize=["rows", "inner"], do_not_specialize_on_alignment=_STATISTICS)
 def _grad_logits(
     index,
     count,
@@ -528,8 +526,7 @@ def _grad_logits(
     width,
     weight,
     weight_stride,
-    top_logit,
-    log_sum,
+    log_sum_exp,
     entropy,
     parts,
     grad_sums,
@@ -556,12 +553,12 @@ def _grad_logits(
         hidden + _row_starts(row, inner, outer_stride, inner_stride),
         weight + v.to(tl.int64) * weight_stride,
         width,
-        top_logit.dtype.element_ty,
+        log_sum_exp.dtype.element_ty,
         EVEN,
         BLOCK_K,
     )  # [rows, V]
 
-    bits = tl.load(parts + row)
+    bits = tl.load(parts + row).to(tl.int32)
     of_cross_entropy = tl.where(bits & _CROSS_ENTROPY != 0, tl.load(grad_sums), 0.0)
     of_entropy = tl.where(bits & _UNMASK != 0, tl.load(grad_sums + grad_stride), 0.0)
     of_entropy += tl.where(bits & _REMASK != 0, tl.load(grad_sums + 2 * grad_stride), 0.0)
@@ -570,7 +567,7 @@ def _grad_logits(
     label = _lane_of(label, first_v, vocabulary, BLOCK_V)
 
     # d CE / d logit_v = p_v - [v = label];  d H / d logit_v = -p_v (log p_v + H)
-    log_p = x - tl.load(top_logit + row)[:, None] - tl.load(log_sum + row)[:, None]
+    log_p = x - tl.load(log_sum_exp + row)[:, None]
     p = tl.exp(log_p)
     d_entropy = -p * (log_p + tl.load(entropy + row)[:, None])
     d_cross_entropy = p - tl.where(lane[None, :] == label[:, None], 1.0, 0.0)

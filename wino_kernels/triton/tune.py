@@ -118,7 +118,8 @@ def _loss(device: torch.device) -> Call:
 
 def _loss_backward(device: torch.device) -> Call:
     inputs, sums = _loss_inputs(device), torch.ones(3, device=device)
-    return lambda: torch.ops.wino.trajectory_loss_backward(sums, *inputs, True)
+    statistics = ops.trajectory_loss(*inputs)[2]
+    return lambda: torch.ops.wino.trajectory_loss_backward(sums, *inputs[:3], statistics, True)
 
 
 def _stepped(operator: str, device: torch.device) -> Call:
