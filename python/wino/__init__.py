@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from .config import GenerationConfig
     from .generation import GenerationOutput, generate
-    from .models import PatchHandle, load, patch
+    from .integrations.authors import patch
+    from .models import PatchHandle, load
     from .trace import StepRecord
 
 __all__ = [
@@ -41,7 +42,7 @@ _HOMES = {
     "__version__": "wino_kernels",
     "generate": "wino.generation",
     "load": "wino.models",
-    "patch": "wino.models",
+    "patch": "wino.integrations.authors",
 }
 
 

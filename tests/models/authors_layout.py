@@ -189,10 +189,23 @@ class LLaDAModelLM(PreTrainedModel):
             self.model.transformer.ff_out = self.model.transformer.wte
 
 
-def build(seed: int = 0, **fields: Any) -> LLaDAModelLM:
+class MMadaConfig(PretrainedConfig):
+    """No defaults: all it knows comes from the checkpoint."""
+
+    model_type = "mmada"
+
+
+class MMadaModelLM(LLaDAModelLM):
+    config_class = MMadaConfig
+
+    def mmu_generate(self, idx: Tensor, **settings: Any) -> str:
+        return "the authors' own loop"
+
+
+def build(seed: int = 0, kind: type[LLaDAModelLM] = LLaDAModelLM, **fields: Any) -> Any:
     """A random model in evaluation mode, on either transformers version; norms and biases are random too."""
     torch.manual_seed(seed)
-    model = LLaDAModelLM(AuthorsConfig(**fields)).eval()
+    model = kind(kind.config_class(**{**FIELDS, **fields})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:

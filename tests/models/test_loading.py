@@ -10,25 +10,16 @@ import pytest
 import torch
 from llada_models import build_llada
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 import wino
 from wino.models import LLaDAModelLM, loading
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tokenizer_folder: Path) -> Path:
     """A whole checkpoint, bfloat16, in one file."""
-    build_llada().to(torch.bfloat16).save_pretrained(tmp_path)
-    vocabulary = {token: i for i, token in enumerate(["<eos>", "<mask>", *"abcdef"])}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>")),
-        eos_token="<eos>",
-        mask_token="<mask>",
-    )
-    tokenizer.save_pretrained(tmp_path)
-    return tmp_path
+    build_llada().to(torch.bfloat16).save_pretrained(tokenizer_folder)
+    return tokenizer_folder
 
 
 def edit_tensors(folder: Path, edit: Any) -> None:
@@ -107,7 +98,7 @@ def test_files_that_are_missing_or_broken(folder: Path, tmp_path: Path) -> None:
 def test_another_models_folder(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "llama"}))
-    with pytest.raises(ValueError, match="expected model_type 'llada', got 'llama'"):
+    with pytest.raises(ValueError, match="expected model_type 'llada' or 'mmada', got 'llama'"):
         wino.load(folder)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):

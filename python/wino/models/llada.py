@@ -306,18 +306,32 @@ def masked_attention(attention_mask: Tensor | None) -> Attend:
     return attend
 
 
-def _visibility(attention_mask: Tensor | None, batch: int, length: int) -> Tensor | None:
-    """(B, L) key padding or (B | 1, 1, L, L) visibility, boolean or integer 0/1, as a boolean mask for attention."""
-    if attention_mask is None:
+def _visibility(attention_mask: Tensor | None, attention_bias: Tensor | None, ids: Tensor) -> Tensor | None:
+    """What both say is visible, as a boolean mask for attention over tokens ``ids`` (B, L).
+
+    A row that sees nothing, of a padded token say, sees everything: what leaves it is nowhere used, but must be finite.
+    """
+    masks = [
+        _as_visibility(name, mask, *ids.shape)
+        for name, mask in (("attention_mask", attention_mask), ("attention_bias", attention_bias))
+        if mask is not None
+    ]
+    if not masks:
         return None
-    shape = tuple(attention_mask.shape)
+    visible = masks[0] if len(masks) == 1 else masks[0] & masks[1]
+    return visible | ~visible.any(-1, keepdim=True)
+
+
+def _as_visibility(name: str, mask: Tensor, batch: int, length: int) -> Tensor:
+    """(B, L) key padding or (B | 1, 1, L, L) visibility, boolean or integer 0/1."""
+    shape = tuple(mask.shape)
     if shape not in {(batch, length), (batch, 1, length, length), (1, 1, length, length)}:
         expected = f"{(batch, length)} or {(batch, 1, length, length)}"
-        raise ValueError(f"attention_mask: expected shape {expected}, got {shape}")
-    if attention_mask.is_floating_point():
-        raise TypeError(f"attention_mask: expected booleans or integers 0 and 1, got {attention_mask.dtype}")
-    attention_mask = attention_mask.to(torch.bool)
-    return attention_mask[:, None, None, :] if attention_mask.dim() == 2 else attention_mask
+        raise ValueError(f"{name}: expected shape {expected}, got {shape}")
+    if mask.is_floating_point():
+        raise TypeError(f"{name}: expected booleans or integers 0 and 1, got {mask.dtype}")
+    mask = mask.to(torch.bool)
+    return mask[:, None, None, :] if mask.dim() == 2 else mask
 
 
 def _positions(position_ids: Tensor | None, input_ids: Tensor) -> Tensor:
@@ -349,11 +363,12 @@ def hidden_forward(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     run: Callable[..., Tensor] = block_forward,
+    attention_bias: Tensor | None = None,
 ) -> Tensor:
     """Hidden states (B, L, d_model) before the final norm; ``run`` computes a block from ``block_forward``'s first five
     arguments."""
     transformer, config = model.model.transformer, model.config
-    attend = masked_attention(_visibility(attention_mask, *input_ids.shape))
+    attend = masked_attention(_visibility(attention_mask, attention_bias, input_ids))
     rotary = rotary_table(config, _positions(position_ids, input_ids))
     x = transformer.wte(input_ids)
     for block in iter_blocks(transformer):
@@ -362,11 +377,16 @@ def hidden_forward(
 
 
 def logits_forward(
-    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    attention_bias: Tensor | None = None,
 ) -> Tensor:
     """Logits (B, L, V) of every position; ``model`` is ours or a live model of the authors' code."""
     transformer, config = model.model.transformer, model.config
-    hidden = transformer.ln_f(hidden_forward(model, input_ids, attention_mask, position_ids))
+    hidden = hidden_forward(model, input_ids, attention_mask, position_ids, attention_bias=attention_bias)
+    hidden = transformer.ln_f(hidden)
     logits = F.linear(hidden, transformer.wte.weight) if config.weight_tying else transformer.ff_out(hidden)
     return logits * logit_scale(config) if config.scale_logits else logits
 
@@ -377,15 +397,19 @@ def language_model_forward(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     return_dict: bool | None = None,
+    attention_bias: Tensor | None = None,
     **unsupported: Any,
 ) -> CausalLMOutput | tuple[Tensor]:
-    """The forward pass of :class:`LLaDAModelLM` for any ``model``, ours or a live model of the authors' code."""
+    """The forward pass of :class:`LLaDAModelLM` for any ``model``, ours or a live model of the authors' code.
+
+    ``attention_bias``: MMaDA's name for (B | 1, 1, L, L) visibility; with ``attention_mask`` both must allow a pair.
+    """
     for name, value in unsupported.items():
         if value is not None and value is not False:
             raise ValueError(f"LLaDA forward: {name} is not supported, only input_ids, attention_mask, position_ids")
     if return_dict is None:
         return_dict = getattr(model.config, "return_dict", True)
-    logits = logits_forward(model, input_ids, attention_mask, position_ids)
+    logits = logits_forward(model, input_ids, attention_mask, position_ids, attention_bias)
     return CausalLMOutput(logits=logits) if return_dict else (logits,)
 
 
@@ -408,7 +432,7 @@ class LLaDAModel(nn.Module):
 class LLaDAModelLM(PreTrainedModel):
     """LLaDA with its LM head; an ordinary transformers model without a causal mask."""
 
-    config_class = LLaDAConfig
+    config_class: type[LLaDAConfig] = LLaDAConfig
     base_model_prefix = "model"
     _no_split_modules = ["LLaDABlock"]  # noqa: RUF012 - transformers declares it per instance
     _supports_sdpa = True

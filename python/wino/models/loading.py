@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .llada import LLaDAConfig, LLaDAModelLM
+from .mmada import MMadaConfig, MMadaModelLM
 
+MODELS: dict[str, tuple[type[LLaDAConfig], type[LLaDAModelLM]]] = {
+    config.model_type: (config, model) for config, model in ((LLaDAConfig, LLaDAModelLM), (MMadaConfig, MMadaModelLM))
+}
 BUNDLED = "wino-tiny"
 BUNDLED_PLUS = "wino-tiny-plus"
 _INDEX = "model.safetensors.index.json"
@@ -26,18 +30,18 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 def load(
     name_or_path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> tuple[LLaDAModelLM, PreTrainedTokenizerBase]:
-    """A LLaDA in evaluation mode, and its tokenizer.
+    """A LLaDA or MMaDA in evaluation mode, and its tokenizer.
 
     Args:
         name_or_path: ``"wino-tiny"``, the model that comes with the package, or ``"wino-tiny-plus"``, the same after
-            WINO+; or a folder in the Hugging Face layout of LLaDA (``config.json``, safetensors in one file or sharded,
-            tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
+            WINO+; or a folder in the Hugging Face layout of LLaDA or MMaDA (``config.json``, safetensors in one file or
+            sharded, tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
         dtype: of the parameters; None: that of the checkpoint's embedding (bfloat16 for ours and LLaDA-8B).
         device: where to put the model; None: the CPU.
 
     Raises:
         FileNotFoundError: no such folder or hub id, or a file is missing from it.
-        ValueError: not a LLaDA checkpoint, or tensors are missing, unexpected or misshapen (named); found before any
+        ValueError: a checkpoint of neither, or tensors are missing, unexpected or misshapen (named); found before any
             weight is read.
     """
     folder = checkpoint_folder(name_or_path)
@@ -81,10 +85,11 @@ def _read_config(folder: Path) -> LLaDAConfig:
         raise FileNotFoundError(f"{folder} has no config.json")
     fields = _read_json(path)
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type != LLaDAConfig.model_type:
-        raise ValueError(f"{path}: expected model_type {LLaDAConfig.model_type!r}, got {model_type!r}")
+    if model_type not in MODELS:
+        expected = " or ".join(repr(name) for name in MODELS)
+        raise ValueError(f"{path}: expected model_type {expected}, got {model_type!r}")
     try:
-        config = LLaDAConfig.from_pretrained(folder)
+        config = MODELS[model_type][0].from_pretrained(folder)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     config.name_or_path = str(folder)
@@ -116,8 +121,7 @@ def _shard_files(folder: Path) -> list[Path]:
 
 def _check_tensors(folder: Path, config: LLaDAConfig) -> list[Path]:
     """The checkpoint's files, after comparing the shapes in their headers with those ``config`` implies."""
-    with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in LLaDAModelLM(config).state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in _without_weights(config).state_dict().items()}
     shards = _shard_files(folder)
     found: dict[str, tuple[int, ...]] = {}
     for shard in shards:
@@ -147,8 +151,7 @@ def _listed(names: list[str]) -> str:
 def _read_model(
     shards: list[Path], config: LLaDAConfig, dtype: torch.dtype | None, device: torch.device
 ) -> LLaDAModelLM:
-    with torch.device("meta"):
-        model = LLaDAModelLM(config)
+    model = _without_weights(config)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         tensors.update(load_file(shard, device=str(device)))
@@ -156,6 +159,11 @@ def _read_model(
     module: nn.Module = model
     module.to(dtype or tensors["model.transformer.wte.weight"].dtype)
     return model.eval()
+
+
+def _without_weights(config: LLaDAConfig) -> LLaDAModelLM:
+    with torch.device("meta"):
+        return MODELS[config.model_type][1](config)
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -1,12 +1,13 @@
-"""Run a live model of the authors' own LLaDA code on our forward pass, reversibly (``wino.patch``).
+"""Run a live model of the authors' own LLaDA or MMaDA code on our forward pass, reversibly (``wino.patch``).
 
-Only the instance changes: it gets a ``forward`` attribute that hides its class's method. Weights stay where they are,
-no class and no module of another library is touched. Works for every public copy of that code (GSAI-ML's, WINO's,
-Fast-dLLM's), since they share parameter names and configuration fields; none of it is imported here.
+Only the instance changes: it gets attributes, ``forward`` above all, that hide its class's methods. Weights stay where
+they are, no class and no module of another library is touched. Works for every public copy of that code (GSAI-ML's,
+WINO's, Fast-dLLM's, Gen-Verse's), since they share parameter names and configuration fields; none of it is imported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -33,34 +34,37 @@ _CONFIG_FIELDS = (
 
 
 class PatchHandle:
-    """Undoes :func:`patch`; as a context manager it does so when the ``with`` block ends.
+    """Undoes :func:`wino.patch`; as a context manager it does so when the ``with`` block ends.
 
     Attributes:
         model: the patched model.
         active: False once unpatched.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, functions: dict[str, Callable[..., Any]]) -> None:
         self.model = model
         self.active = True
-        self._had_forward = "forward" in vars(model)
-        self._previous_forward = vars(model).get("forward")
+        self._functions = functions
+        self._previous = {name: vars(model)[name] for name in functions if name in vars(model)}
 
     def unpatch(self) -> None:
         """Give the model back exactly the attributes it had.
 
         Raises:
-            RuntimeError: already unpatched, or someone else replaced the model's ``forward`` since.
+            RuntimeError: already unpatched, or someone else replaced one of them (named) since.
         """
         if not self.active:
             raise RuntimeError("this model is already unpatched")
         attributes = vars(self.model)
-        if not _is_our_forward(attributes.get("forward")):
-            raise RuntimeError("the model's forward was replaced after wino.patch; undo that first")
-        if self._had_forward:
-            attributes["forward"] = self._previous_forward
-        else:
-            del attributes["forward"]
+        for name, function in self._functions.items():
+            ours = attributes.get(name)
+            if not (isinstance(ours, partial) and ours.func is function):
+                raise RuntimeError(f"the model's {name} was replaced after wino.patch; undo that first")
+        for name in self._functions:
+            if name in self._previous:
+                attributes[name] = self._previous[name]
+            else:
+                del attributes[name]
         del attributes[_HANDLE]
         self.active = False
 
@@ -74,38 +78,21 @@ class PatchHandle:
             self.unpatch()
 
 
-def patch(model: nn.Module) -> PatchHandle:
-    """Make ``model``, a live LLaDA of the authors' code, run our forward pass and decode with :func:`wino.generate`.
+def install(model: nn.Module, methods: dict[str, Callable[..., Any]]) -> PatchHandle:
+    """What :func:`wino.patch` does: our forward pass, and further ``methods``, as attributes of this one instance.
 
-    ``model(input_ids, attention_mask=None, position_ids=None)`` then takes, by name, what :meth:`LLaDAModelLM.forward`
-    takes and computes the same logits; arguments of the authors' forward beyond these raise. Same weights, no copy;
-    wrapped projections (LoRA) are called, not read (of a PEFT model, patch ``get_base_model()``). A deep or unpickled
-    copy is patched too, on its own: ``patched(copy).unpatch()``.
-
-    Under transformers 5 the authors' code builds (``LLaDAModelLM(config)`` and ``load_state_dict``) but neither loads
-    with ``from_pretrained`` nor runs its own forward; once built it can be patched. :func:`wino.load` reads the same
-    checkpoints without that code.
-
-    Args:
-        model: has ``model.transformer`` with ``wte``, ``blocks`` (or ``block_groups``), ``ln_f`` and, unless tied,
-            ``ff_out``, and a ``config`` with the authors' fields.
-
-    Returns:
-        The handle that undoes it.
-
-    Raises:
-        TypeError: ``model`` lacks a part or a configuration field (named), or its LM head is wrapped.
-        ValueError: it is already patched, or its configuration asks for a forward pass that LLaDA-8B does not use.
-        In both cases nothing was changed.
+    Each method is a module-level function whose first argument is the model.
     """
     if isinstance(model, LLaDAModelLM):
-        raise TypeError("wino.patch: this is wino's own LLaDAModelLM; it needs no patch")
+        raise TypeError(f"wino.patch: this is wino's own {type(model).__name__}; it needs no patch")
     if is_patched(model):
         raise ValueError("wino.patch: this model is already patched; wino.models.patched(model) returns its handle")
     _validate(model)
-    handle = PatchHandle(model)
-    # A partial, not a bound method: unpickled, that would be the class's own forward again.
-    vars(model)["forward"] = partial(_patched_forward, model)
+    functions = {"forward": _patched_forward, **methods}
+    handle = PatchHandle(model, functions)
+    for name, function in functions.items():
+        # A partial, not a bound method: unpickled, that would be the class's own again.
+        vars(model)[name] = partial(function, model)
     vars(model)[_HANDLE] = handle
     return handle
 
@@ -118,12 +105,12 @@ def patched(model: nn.Module) -> PatchHandle:
 
 
 def is_patched(model: Any) -> bool:
-    """Whether :func:`patch` is in effect on ``model``."""
+    """Whether :func:`wino.patch` is in effect on ``model``."""
     return _HANDLE in getattr(model, "__dict__", {})
 
 
 def looks_like_llada(model: Any) -> bool:
-    """Whether ``model`` has the parts that :func:`patch` needs."""
+    """Whether ``model`` has the parts that :func:`wino.patch` needs."""
     config = getattr(model, "config", None)
     return isinstance(model, nn.Module) and not _missing_fields(config) and not _missing_parts(model, config)
 
@@ -133,6 +120,7 @@ def _patched_forward(
     input_ids: Tensor,
     *,  # the authors' order of the others differs
     attention_mask: Tensor | None = None,
+    attention_bias: Tensor | None = None,
     position_ids: Tensor | None = None,
     return_dict: bool | None = None,
     **unsupported: Any,
@@ -141,11 +129,9 @@ def _patched_forward(
         raise RuntimeError(
             "wino.patch: the patched forward has no dropout, but the configuration asks for it; call model.eval()"
         )
-    return language_model_forward(model, input_ids, attention_mask, position_ids, return_dict, **unsupported)
-
-
-def _is_our_forward(forward: Any) -> bool:
-    return isinstance(forward, partial) and forward.func is _patched_forward
+    return language_model_forward(
+        model, input_ids, attention_mask, position_ids, return_dict, attention_bias=attention_bias, **unsupported
+    )
 
 
 def _validate(model: Any) -> None:

@@ -1,0 +1,1 @@
+"""Foreign models, decoders and harnesses on our loop, one small file each."""

@@ -1,0 +1,108 @@
+"""MMaDA's generate methods, with the authors' signatures, on our loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import GenerationConfig
+from ..generation import GenerationOutput, generate
+
+
+def mmu_generate(
+    model: Any,
+    idx: Tensor | None = None,
+    input_embeddings: None = None,
+    max_new_tokens: int = 128,
+    steps: int = 128,
+    block_length: int = 128,
+    temperature: float = 0.0,
+    top_k: Any = None,
+    eot_token: Any = None,
+    cfg_scale: float = 0.0,
+    remasking: str = "low_confidence",
+    mask_id: int = 126336,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """``MMadaModelLM.mmu_generate`` of the authors: low_confidence decoding (SPEC section 4) of prompts ``idx`` (B, P).
+
+    ``top_k`` and ``eot_token`` change nothing, as there. ``attention_mask`` is (B, P) or (B, P + max_new_tokens), 0 at
+    left padding. Random draws follow ``torch.manual_seed``.
+
+    Returns:
+        (B, P + max_new_tokens) int64.
+
+    Raises:
+        ValueError, TypeError: as :func:`wino.generate`; embeddings instead of tokens; another mask token than the
+            model's.
+    """
+    if input_embeddings is not None:
+        raise ValueError("mmu_generate: input_embeddings is not supported, only token ids in idx")
+    config = GenerationConfig(
+        decoder="low_confidence",
+        max_new_tokens=max_new_tokens,
+        steps=steps,
+        block_length=block_length,
+        temperature=temperature,
+        cfg_scale=cfg_scale,
+        remasking=remasking,
+        seed=_seed(temperature > 0 or remasking == "random"),
+    )
+    return _generate("mmu_generate", model, idx, attention_mask, mask_id, config).sequences
+
+
+def mmu_generate_wino(
+    model: Any,
+    prompt: Tensor | None = None,
+    gen_length: int = 128,
+    block_length: int = 128,
+    temperature: float = 0.0,
+    mask_id: int = 126336,
+    threshold: float = 0.8,
+    threshold_back: float = 0.9,
+) -> tuple[Tensor, int]:
+    """``mmu_generate_wino`` of WINO's authors (SPEC section 3), of one or more prompts (B, P) of equal length.
+
+    Returns:
+        (B, P + gen_length) int64, and the forward passes that the slowest of them took.
+
+    Raises:
+        ValueError, TypeError: as :func:`wino.generate`; another mask token than the model's.
+    """
+    config = GenerationConfig(
+        decoder="wino",
+        max_new_tokens=gen_length,
+        block_length=block_length,
+        temperature=temperature,
+        threshold=threshold,
+        threshold_back=threshold_back,
+        seed=_seed(temperature > 0),
+    )
+    out = _generate("mmu_generate_wino", model, prompt, None, mask_id, config)
+    return out.sequences, int(out.steps.max())
+
+
+METHODS: dict[str, Callable[..., Any]] = {"mmu_generate": mmu_generate, "mmu_generate_wino": mmu_generate_wino}
+
+
+def _generate(
+    name: str, model: Any, prompt: Tensor | None, mask: Tensor | None, mask_id: int, config: GenerationConfig
+) -> GenerationOutput:
+    if prompt is None:
+        raise TypeError(f"{name}: needs token ids (B, P), got None")
+    if mask_id != model.config.mask_token_id:
+        raise ValueError(f"{name}: mask_id: the model's mask token is {model.config.mask_token_id}, got {mask_id}")
+    if mask is not None and mask.dim() == 2:
+        behind = mask[:, prompt.shape[1] :]
+        if behind.numel() and not bool(behind.all()):
+            raise ValueError(f"{name}: attention_mask hides a part of the generation region")
+        mask = mask[:, : prompt.shape[1]]
+    return generate(model, prompt, mask, config)
+
+
+def _seed(needed: bool) -> int:
+    """From Torch's generator, so that ``torch.manual_seed`` governs as in the authors' code; untouched if unneeded."""
+    return int(torch.randint(2**62, ())) if needed else 0
