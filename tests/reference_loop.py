@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -202,6 +203,61 @@ def prophet(
             masked -= set(filled)
             step += 1
     out.branches["never committed"] += 1
+    return out
+
+
+def maskgit(
+    model: Any,
+    prompt: list[int],
+    generation: list[int],
+    *,
+    mask_id: int,
+    block_length: int,
+    steps: int,
+    token_range: tuple[int, int],
+    draw: Callable[[int, int, torch.Tensor], int],
+    noise: Callable[[int, int], float],
+    choice_temperature: float,
+    guide: tuple[float, list[int]] | None = None,
+) -> ReferenceDecode:
+    """MaskGIT as MMaDA runs it: every masked token drawn each step, the surest kept, on a cosine schedule.
+
+    ``draw(step, position, logits of the range)`` chooses a token of the range, ``noise(step, position)`` is Gumbel
+    noise on its log probability; ``guide`` is classifier-free guidance's scale and the prompt of its second copy.
+    """
+    first, behind = token_range
+    out = ReferenceDecode([*prompt, *generation], [-1] * len(generation))
+    x, start_of = out.tokens, len(prompt)
+    each = steps * block_length // len(generation)
+    for start in range(start_of, len(x), block_length):
+        masked = {i for i in range(start, start + block_length) if x[i] == mask_id}
+        number, temperature = len(masked), choice_temperature
+        for step in range(each if masked else 0):
+            logits = _logits(model, x, None, list(range(len(x))))
+            if guide is not None:
+                scale, other = guide
+                behind_prompt = [*other, *x[start_of:]]
+                unguided = _logits(model, behind_prompt, None, list(range(len(behind_prompt))))[len(other) :]
+                logits = logits.clone()
+                logits[start_of:] = (1 + scale) * logits[start_of:] - scale * unguided
+            temperature *= 1 - (step + 1) / each
+            left = math.floor(number * torch.cos(torch.tensor((step + 1) / each) * math.pi * 0.5))
+            left = 0 if step == each - 1 else max(1, min(len(masked) - 1, left))
+            own = {i: logits[i, first:behind] for i in masked}
+            token = {i: draw(out.steps, i, own[i]) for i in masked}
+            surety = {
+                i: math.log(max(_probability(own[i], token[i]), 1e-20)) + temperature * noise(out.steps, i)
+                for i in masked
+            }
+            best_first = sorted(masked, key=lambda i: (-surety[i], i))
+            kept = best_first[: len(masked) - left]
+            out.note_rank_gap([surety[i] for i in best_first], len(kept))
+            for i in kept:
+                x[i], out.accepted_at[i - start_of] = first + token[i], out.steps
+            masked -= set(kept)
+            out.steps += 1
+            if not masked:
+                break
     return out
 
 

@@ -15,7 +15,7 @@ import wino_kernels
 from wino.models import LLaDAConfig, LLaDAModelLM
 
 MASK, EOS, VOCAB, PROMPT, LENGTH, BLOCK = 1, 0, 37, 6, 24, 8
-DECODERS = ("wino", "low_confidence", "confidence_threshold", "prophet")
+DECODERS = ("wino", "low_confidence", "confidence_threshold", "prophet", "maskgit")
 
 
 def peaked_model(seed: int = 0, scale: float = 6.0) -> LLaDAModelLM:
@@ -60,7 +60,7 @@ def test_output_is_complete_and_consistent(model: LLaDAModelLM, decoder: str) ->
         replayed, at = torch.full((LENGTH,), MASK), torch.full((LENGTH,), -1)
         for record in out.trace[row]:
             assert (replayed[record.accepted_positions] == MASK).all()
-            replayed[record.accepted_positions] = torch.tensor(record.accepted_tokens)
+            replayed[record.accepted_positions] = torch.tensor(record.accepted_tokens, dtype=torch.int64)
             at[record.accepted_positions] = record.step
             assert replayed[record.remasked_positions].tolist() == record.remasked_tokens
             replayed[record.remasked_positions] = MASK

@@ -18,7 +18,7 @@ import wino.step
 from wino.models import Backbone, LLaDAModelLM
 
 HOST_READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero, torch.ops.aten.nonzero}
-DECODERS = ("wino", "low_confidence", "confidence_threshold", "prophet")
+DECODERS = ("wino", "low_confidence", "confidence_threshold", "prophet", "maskgit")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ class Batch:
     What a step needs of the layout (embeddings, rotary tables, indices) is built when a block begins; a step rewrites
     the block's embeddings alone. Tensors are changed in place, so that a step can be captured as a graph: only ``keep``
     replaces them, and ``enter`` some when it says so. Each has one row a sequence; what runs through the model has C
-    copies of it, [B, C, ...]: a second one without the prompt for classifier-free guidance.
+    copies of it, [B, C, ...]: for classifier-free guidance a second one, with masks or ``guide`` in the prompt's place.
 
     Attributes:
         tokens: (B, P + G) int64, up to date after ``settle``.
@@ -62,6 +62,7 @@ class Batch:
         visible: Tensor,
         generation_ids: Tensor,
         uses_shadow: bool,
+        guide: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.backbone, self.config = backbone, config
         batch, self.prompt_length = prompt.shape
@@ -80,7 +81,7 @@ class Batch:
         self.end_token_id = -1 if backbone.eos_token_id is None else backbone.eos_token_id
         self.samples = any(value > 0 for value in _values(config.temperature))
         self._start_blocks(batch, device)
-        self._lay_out(visible)
+        self._lay_out(visible, guide)
 
     def _start_blocks(self, batch: int, device: torch.device) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -108,23 +109,27 @@ class Batch:
         self.state.tokens.copy_(self.tokens.gather(1, self.block_positions))
         self.block_accepted_at.copy_(self.accepted_at.gather(1, self.block_positions - self.prompt_length))
 
-    def _lay_out(self, visible: Tensor) -> None:
+    def _lay_out(self, visible: Tensor, guide: tuple[Tensor, Tensor] | None) -> None:
         """What the model sees, but for the block: embeddings, rotary tables, padding, cache."""
         backbone, batch = self.backbone, len(self.tokens)
         mask_id, copies = backbone.mask_token_id, 2 if self.config.cfg_scale > 0 else 1
         shadow = self.tokens.new_full((batch, self.num_shadow), mask_id)
         seen = torch.cat((self.tokens, shadow), dim=1)[:, None].repeat(1, copies, 1)  # [B, C, L]
+        shown = visible[:, None].repeat(1, copies, 1)  # [B, C, P]
         seen[:, 1:, : self.prompt_length] = mask_id
+        if guide is not None:
+            seen[:, 1, : self.prompt_length], shown[:, 1] = guide
         self.embedded = backbone.embed(seen)  # [B, C, L, H]
-        self.positions = (visible.long().cumsum(1) - 1).clamp(min=0)  # [B, P]
+        positions = (shown.long().cumsum(2) - 1).clamp(min=0)  # [B, C, P]
         behind = torch.arange(1, self.num_real - self.prompt_length + 1, device=visible.device)
-        self.positions = torch.cat((self.positions, self.positions[:, -1:] + behind), dim=1)  # [B, P + G]
-        cos, sin = backbone.rotary(torch.cat((self.positions, self.positions[:, : self.num_shadow]), dim=1))
-        self.cos, self.sin = (table[:, None].repeat(1, copies, 1, 1, 1) for table in (cos, sin))  # [B, C, 1, L, d]
+        positions = torch.cat((positions, positions[:, :, -1:] + behind), dim=2)  # [B, C, P + G]
+        self.positions = positions[:, 0].contiguous()  # [B, P + G]
+        placed = torch.cat((positions, positions[:, :, : self.num_shadow]), dim=2).flatten(0, 1)
+        self.cos, self.sin = (table.unflatten(0, (-1, copies)) for table in backbone.rotary(placed))  # [B, C, 1, L, d]
         self.padding: Tensor | None = None  # [B, C, L]
-        if not bool(visible.all()):
-            rest = visible.new_ones(batch, self.num_real + self.num_shadow - self.prompt_length)
-            self.padding = torch.cat((visible, rest), dim=1)[:, None].repeat(1, copies, 1)
+        if not bool(shown.all()):
+            rest = shown.new_ones(batch, copies, self.num_real + self.num_shadow - self.prompt_length)
+            self.padding = torch.cat((shown, rest), dim=2)
         self.part: tuple[Tensor, Tensor, Tensor] | None = None  # indices into L and their rotary tables
         self.cache = None
         if self.config.cache != "none":

@@ -14,11 +14,14 @@ PerRequest = float | Sequence[float]
 
 CACHE_NAMES = ("none", "prefix", "dual")
 
-DECODER_NAMES = ("wino", "low_confidence", "confidence_threshold", "prophet")
+DECODER_NAMES = ("wino", "low_confidence", "confidence_threshold", "prophet", "maskgit")
 """The keys of :data:`wino.decoders.DECODERS`."""
 
 ANSWER_REGION = 5
 """Positions that "prophet" looks at from ``answer_start`` on."""
+
+MASKGIT_STEPS = 18
+"""Steps of a block of "maskgit" if none are asked for: what its authors found ideal."""
 
 _DEFAULTS: dict[str, Any] = {
     "decoder": "wino",
@@ -34,7 +37,9 @@ _DEFAULTS: dict[str, Any] = {
     "answer_start": None,
     "remasking": "low_confidence",
     "cfg_scale": 0.0,
+    "token_range": None,
     "temperature": 0.0,
+    "choice_temperature": 0.0,
     "seed": 0,
     "stop_at_eos": False,
     "cache": "none",
@@ -49,7 +54,8 @@ class GenerationConfig(transformers.GenerationConfig):
     """Settings of :func:`wino.generate`; a ``transformers.GenerationConfig`` (saves, loads and updates like one).
 
     Args:
-        decoder: "wino" (SPEC section 3), "low_confidence", "confidence_threshold" or "prophet" (section 4).
+        decoder: "wino" (SPEC section 3), "low_confidence", "confidence_threshold" or "prophet" (section 4); "maskgit",
+            with which MMaDA draws pictures (:mod:`wino.decoders.maskgit`).
         max_new_tokens: generation length G.
         block_length: block length K, divides G; None: one block of G.
         threshold: draft threshold of "wino" (accept above it), acceptance threshold of "confidence_threshold"; in (0,
@@ -58,12 +64,17 @@ class GenerationConfig(transformers.GenerationConfig):
         accept_fraction, min_accept, max_accept: "wino": at most min(max(floor(fraction * masked), min), max) tokens
             are accepted a step.
         verify_last: "wino": also verify the tokens accepted last (SPEC section 3a).
-        steps: "low_confidence", "prophet": forward passes over all blocks; None: one token a step.
+        steps: "low_confidence", "prophet", "maskgit": forward passes over all blocks; None: one token a step, of
+            "maskgit" 18 a block.
         answer_start: "prophet": where in the generation region the answer's five positions begin, whose certainty ends
             the decode; None: all masked positions are looked at.
         remasking: "low_confidence": fill by "low_confidence" or at "random".
-        cfg_scale: classifier-free guidance w; 0: none.
-        temperature: Gumbel temperature; 0: greedy.
+        cfg_scale: classifier-free guidance w; 0: none. The second copy has ``unconditional_ids`` in the prompt's place,
+            or masks.
+        token_range: (first, behind): only these token ids are drafted, and confidences are shares of their probability
+            alone, as image codes are drawn; None: all of the vocabulary.
+        temperature: Gumbel temperature; 0: greedy; 1: drafts are drawn from the model's distribution.
+        choice_temperature: "maskgit": of the noise on confidences, at the first step; 0: none.
         seed: seed of a request's random draws. One integer serves every sequence, so equal prompts draw equal
             samples; give one seed a sequence for different ones.
         stop_at_eos: once a block holds nothing but the end-of-sequence token, later blocks without given tokens are
@@ -96,7 +107,9 @@ class GenerationConfig(transformers.GenerationConfig):
     answer_start: int | None
     remasking: str
     cfg_scale: float
+    token_range: tuple[int, int] | None
     temperature: PerRequest
+    choice_temperature: float
     seed: int | Sequence[int]
     stop_at_eos: bool
     cache: str
@@ -159,7 +172,10 @@ class GenerationConfig(transformers.GenerationConfig):
         for name in ("threshold", "threshold_back"):
             _check_numbers(name, _per_sequence(getattr(self, name)), "in (0, 1]", lambda v: 0 < v <= 1)
         _check_numbers("accept_fraction", [self.accept_fraction], "in (0, 1]", lambda v: 0 < v <= 1)
-        _check_numbers("cfg_scale", [self.cfg_scale], "a finite number >= 0", lambda v: 0 <= v < math.inf)
+        for name in ("cfg_scale", "choice_temperature"):
+            _check_numbers(name, [getattr(self, name)], "a finite number >= 0", lambda v: 0 <= v < math.inf)
+        if self.token_range is not None:
+            _check_range("token_range", self.token_range)
         temperatures = _per_sequence(self.temperature)
         _check_numbers("temperature", temperatures, "a finite number >= 0", lambda v: 0 <= v < math.inf)
         _check_numbers("seed", _per_sequence(self.seed), "an integer", lambda v: isinstance(v, Integral))
@@ -178,6 +194,12 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 def _check_integer(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+
+
+def _check_range(name: str, value: Any) -> None:
+    pair = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in pair) or not 0 <= pair[0] < pair[1]:
+        raise ValueError(f"{name}: expected (first, behind) with 0 <= first < behind, got {value!r}")
 
 
 def _per_sequence(value: Any) -> Sequence[Any]:

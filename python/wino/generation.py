@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import ModelOutput
 
@@ -45,6 +46,8 @@ def generate(
     generation_config: GenerationConfig | None = None,
     *,
     generation_ids: Tensor | None = None,
+    unconditional_ids: Tensor | None = None,
+    unconditional_mask: Tensor | None = None,
     streamer: Any = None,
     **overrides: Any,
 ) -> GenerationOutput:
@@ -57,6 +60,8 @@ def generate(
         generation_config: the settings; None: the defaults of :class:`GenerationConfig`.
         generation_ids: (B, G) int64 initial tokens of the generation region: the mask id where to fill; other tokens
             are fixed.
+        unconditional_ids: (B, U) int64, U <= P, padded on the left: what classifier-free guidance's second copy sees in
+            the prompt's place; None: masks. unconditional_mask: as ``attention_mask``, of these.
         streamer: a transformers streamer. ``put(input_ids)`` first, ``put_draft((B, G) tokens)`` after each step if
             it has that method, ``put_step(step, (B, G) tokens, records)`` if it has that one, ``put((B, G) tokens)``
             and ``end()`` at the end.
@@ -72,9 +77,9 @@ def generate(
     """
     config = _resolve_config(generation_config, overrides)
     backbone = backbone_of(model)
-    run = _Run(
-        backbone, config, *_check_inputs(backbone, config, input_ids, attention_mask, generation_ids), streamer=streamer
-    )
+    inputs = _check_inputs(backbone, config, input_ids, attention_mask, generation_ids)
+    guide = _check_guide(backbone, config, unconditional_ids, unconditional_mask, inputs[0])
+    run = _Run(backbone, config, *inputs, guide, streamer=streamer)
     if streamer is not None:
         streamer.put(input_ids.cpu())
     while run.running:
@@ -112,28 +117,14 @@ def _check_inputs(
     generation_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Validated prompt ids (B, P), prompt mask (B, P) bool, initial generation region (B, G), on the model's device."""
-    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.dtype != torch.int64:
-        raise TypeError(f"input_ids: expected an int64 tensor (B, P), got {_describe(input_ids)}")
+    input_ids, visible = _check_prompts("input_ids", input_ids, "attention_mask", attention_mask, backbone)
     batch, prompt_length = input_ids.shape
-    if batch == 0 or prompt_length == 0:
-        raise ValueError(f"input_ids: the prompt is empty, shape {tuple(input_ids.shape)}")
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask: expected a tensor {(batch, prompt_length)}, got {_describe(attention_mask)}")
-    visible = attention_mask.to(backbone.device, torch.bool)
-    input_ids = input_ids.to(backbone.device)
-    if not visible[:, -1].all():
-        raise ValueError("attention_mask: expected left padding, prompts not empty (a last token is hidden)")
-    if (visible[:, :-1] & ~visible[:, 1:]).any():
-        raise ValueError("attention_mask: expected left padding, got a hole inside a prompt")
     length = prompt_length + config.max_new_tokens
     longest = int(visible.sum(1).max()) + config.max_new_tokens
     if longest > backbone.max_length:
         raise ValueError(
             f"input_ids: prompt and generation need {longest} positions, the model's limit is {backbone.max_length}"
         )
-    _check_ids("input_ids", input_ids[visible], backbone.vocab_size)
     if (input_ids[visible] == backbone.mask_token_id).any():
         raise ValueError(
             f"input_ids: the mask token ({backbone.mask_token_id}) is in the prompt; start the generation region at "
@@ -148,12 +139,51 @@ def _check_inputs(
     _check_ids("generation_ids", generation_ids, backbone.vocab_size)
     if config.stop_at_eos and backbone.eos_token_id is None:
         raise ValueError("stop_at_eos: the model's configuration has no eos_token_id")
+    if config.token_range is not None and config.token_range[1] > backbone.vocab_size:
+        raise ValueError(f"token_range: the vocabulary ends at {backbone.vocab_size}, got {config.token_range}")
     _check_graph(config, backbone.device)
     for name in ("threshold", "threshold_back", "temperature", "seed"):
         value = getattr(config, name)
         if isinstance(value, Sequence) and len(value) != batch:
             raise ValueError(f"{name}: expected one value or one for each of the {batch} sequences, got {len(value)}")
-    return input_ids.masked_fill(~visible, 0), visible, generation_ids
+    return input_ids, visible, generation_ids
+
+
+def _check_prompts(
+    name: str, ids: Tensor, mask_name: str, mask: Tensor | None, backbone: Backbone
+) -> tuple[Tensor, Tensor]:
+    """Validated ids, 0 at padding, and what is visible of them (bool), on the model's device."""
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype != torch.int64:
+        raise TypeError(f"{name}: expected an int64 tensor (B, P), got {_describe(ids)}")
+    if 0 in ids.shape:
+        raise ValueError(f"{name}: the prompt is empty, shape {tuple(ids.shape)}")
+    mask = torch.ones_like(ids) if mask is None else mask
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        raise ValueError(f"{mask_name}: expected a tensor {tuple(ids.shape)}, got {_describe(mask)}")
+    ids, visible = ids.to(backbone.device), mask.to(backbone.device, torch.bool)
+    if not visible[:, -1].all():
+        raise ValueError(f"{mask_name}: expected left padding, prompts not empty (a last token is hidden)")
+    if (visible[:, :-1] & ~visible[:, 1:]).any():
+        raise ValueError(f"{mask_name}: expected left padding, got a hole inside a prompt")
+    _check_ids(name, ids[visible], backbone.vocab_size)
+    return ids.masked_fill(~visible, 0), visible
+
+
+def _check_guide(
+    backbone: Backbone, config: GenerationConfig, ids: Tensor | None, mask: Tensor | None, prompt: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """What guidance's second copy sees in the prompt's place, and of what length it is: both (B, P)."""
+    if ids is None:
+        if mask is not None:
+            raise ValueError("unconditional_mask: needs unconditional_ids")
+        return None
+    if config.cfg_scale == 0:
+        raise ValueError("unconditional_ids: needs cfg_scale > 0")
+    ids, visible = _check_prompts("unconditional_ids", ids, "unconditional_mask", mask, backbone)
+    batch, length = prompt.shape
+    if ids.shape[0] != batch or ids.shape[1] > length:
+        raise ValueError(f"unconditional_ids: expected shape ({batch}, U) with U <= {length}, got {tuple(ids.shape)}")
+    return tuple(F.pad(tensor, (length - ids.shape[1], 0)) for tensor in (ids, visible))  # type: ignore[return-value]
 
 
 def _check_graph(config: GenerationConfig, device: torch.device) -> None:
@@ -207,6 +237,7 @@ class _Run:
         prompt: Tensor,
         visible: Tensor,
         generation_ids: Tensor,
+        guide: tuple[Tensor, Tensor] | None,
         *,
         streamer: Any,
     ) -> None:
@@ -219,7 +250,7 @@ class _Run:
         self.trace: list[list[StepRecord]] = [[] for _ in range(batch)]
         self.decoder: Decoder = DECODERS[config.decoder](config, backbone.mask_token_id, batch, backbone.device)
         self.runner = Runner(self.decoder, config)
-        self.batch = Batch(backbone, config, prompt, visible, generation_ids, self.decoder.uses_shadow)
+        self.batch = Batch(backbone, config, prompt, visible, generation_ids, self.decoder.uses_shadow, guide)
         masked = (generation_ids == backbone.mask_token_id).unflatten(1, (-1, config.block_size))
         blocks = torch.stack(((~masked).any(-1), masked.any(-1)), dim=1).tolist()
         self.rows: list[_Sequence | None] = [

@@ -21,17 +21,23 @@ _WARM_UP = 2  # plain steps before a capture: kernels are compiled and workspace
 def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
     """One forward pass and one update of every sequence, in place; nothing is read from the device."""
     state, config = batch.state, batch.config
-    if batch.samples or config.remasking == "random":
+    if batch.samples or config.remasking == "random" or config.choice_temperature > 0:
         batch.draw_seeds()
     hidden = batch.hidden_rows(passes)
     candidates = decoder.candidate_ids(state)
     if not passes.verify:
         candidates = torch.where(state.masked, candidates, -2)
     weight, bias = batch.backbone.head()
+    first = 0
+    if config.token_range is not None:
+        first, behind = config.token_range
+        weight, bias = weight[first:behind], None if bias is None else bias[first:behind]
+        candidates = torch.where(candidates >= 0, candidates - first, candidates)
     temperature, seed = (batch.temperature, state.row_seeds) if batch.samples else (0.0, 0)
     token_ids, confidence = wino_kernels.linear_score_tokens(
         hidden, weight, candidates, bias=bias, temperature=temperature, seed=seed
     )
+    token_ids = torch.where(token_ids >= 0, token_ids + first, token_ids) if first else token_ids
     batch.confidence.copy_(confidence)
     decoder.observe(state, hidden, weight, bias)
     masked_before = state.masked.clone()

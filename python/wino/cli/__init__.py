@@ -32,7 +32,7 @@ app = typer.Typer(
 _DECODING = "Decoding"
 _MODEL_HELP = "The bundled wino-tiny or wino-tiny-plus, a folder in Hugging Face layout, or a hub id."
 
-_DECODER_HELP = "wino, low_confidence, confidence_threshold or prophet."
+_DECODER_HELP = "wino, low_confidence, confidence_threshold, prophet or maskgit."
 _THRESHOLD_HELP = "wino: accept drafts above it; confidence_threshold: at or above it. In (0, 1]."
 
 Model = Annotated[str, typer.Option(help=_MODEL_HELP)]

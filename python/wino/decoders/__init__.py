@@ -5,6 +5,7 @@ from __future__ import annotations
 from .base import BlockState, Decoder
 from .confidence_threshold import ConfidenceThreshold
 from .low_confidence import LowConfidence
+from .maskgit import MaskGit
 from .prophet import Prophet
 from .wino import Wino
 
@@ -13,6 +14,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "low_confidence": LowConfidence,
     "confidence_threshold": ConfidenceThreshold,
     "prophet": Prophet,
+    "maskgit": MaskGit,
 }
 
 __all__ = ["DECODERS", "BlockState", "Decoder"]

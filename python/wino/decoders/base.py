@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+import wino_kernels
+
 from ..config import GenerationConfig, PerRequest
 
 
@@ -73,6 +75,11 @@ def per_request(value: PerRequest, batch: int, device: torch.device, dtype: torc
     if dtype == torch.int64:
         values = [(int(v) + (1 << 63)) % (1 << 64) - (1 << 63) for v in values]
     return torch.tensor(values, dtype=dtype).to(device).expand(batch).contiguous()
+
+
+def uniform_draws(row_seeds: Tensor) -> Tensor:
+    """A float32 in [0, 1) from a hash of each row's seed, apart from the words its Gumbel noise uses."""
+    return ((wino_kernels.splitmix64(row_seeds) >> 40) & 0xFFFFFF).float() * 2.0**-24
 
 
 def keep_rows(holder: object, rows: Tensor, shared: Sequence[str] = ()) -> None:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 import wino_kernels
-from wino_kernels import splitmix64
 
 from ..config import GenerationConfig
-from .base import BlockState, Decoder
+from .base import BlockState, Decoder, uniform_draws
 
 
 class LowConfidence(Decoder):
@@ -26,13 +25,8 @@ class LowConfidence(Decoder):
 
     def update(self, state: BlockState, token_ids: Tensor, confidence: Tensor) -> Tensor:
         if self.config.remasking == "random":
-            confidence = torch.where(confidence.isnan(), confidence, _uniform(state.row_seeds))
+            confidence = torch.where(confidence.isnan(), confidence, uniform_draws(state.row_seeds))
         remainder = self.masks_at_start % self.block_steps
         count = self.masks_at_start // self.block_steps + (state.block_step < remainder)
         _, status = wino_kernels.accept_(state.tokens, state.masked, token_ids, confidence, count=count)
         return status
-
-
-def _uniform(row_seeds: Tensor) -> Tensor:
-    """A float32 in [0, 1) from a hash of each row's seed, apart from the words its Gumbel noise uses."""
-    return ((splitmix64(row_seeds) >> 40) & 0xFFFFFF).float() * 2.0**-24

@@ -1,0 +1,52 @@
+"""Pictures from text, as MMaDA draws them: MaskGIT over the image codes, with classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import GenerationConfig
+from ..generation import GenerationOutput, generate
+from .layout import PromptLayout, pad_left
+
+
+def drawing_config(layout: PromptLayout, **settings: Any) -> GenerationConfig:
+    """Settings of MMaDA's demonstration (``maskgit``, 15 steps, guidance 3.5), and those given in their place."""
+    defaults: dict[str, Any] = {
+        "decoder": "maskgit",
+        "max_new_tokens": layout.num_codes + 1,
+        "token_range": layout.token_range,
+        "steps": 15,
+        "cfg_scale": 3.5,
+        "temperature": 1.0,
+        "choice_temperature": 1.0,
+    }
+    return GenerationConfig(**{**defaults, **settings})
+
+
+def draw(
+    model: Any, layout: PromptLayout, texts: Sequence[str], config: GenerationConfig | None = None, **call: Any
+) -> tuple[Tensor, GenerationOutput]:
+    """Image codes (B, num_codes) int64 for descriptions, and the decode; ``MAGVITv2.decode_code`` makes pixels of them.
+
+    Args:
+        model: a :class:`wino.models.MMadaModelLM`, or a MMaDA after ``wino.patch``.
+        texts: what each picture shows; equal ones with equal seeds give equal pictures.
+        config: from :func:`drawing_config`. Any decoder works on the codes; of WINO's, ``max_accept`` must be raised
+            for a picture's many tokens, and that it helps is not established.
+        **call: further arguments of :func:`wino.generate`, such as ``streamer``.
+
+    Raises:
+        ValueError, TypeError: as :class:`PromptLayout` and :func:`wino.generate`.
+    """
+    config = drawing_config(layout) if config is None else config
+    ids, mask = pad_left([layout.for_picture(text) for text in texts])
+    if config.cfg_scale > 0:
+        guide = pad_left([layout.for_picture("")] * len(texts))
+        call = {"unconditional_ids": guide[0], "unconditional_mask": guide[1], **call}
+    region = torch.tensor([layout.picture_region(model.config.mask_token_id)] * len(texts))
+    out = generate(model, ids, mask, config, generation_ids=region, **call)
+    return layout.codes_of(out.sequences[:, ids.shape[1] :]), out
