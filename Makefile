@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality plus tiny build clean
+.PHONY: demo test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality plus tiny tiny-mmada build clean
 
 demo: $(VENV)/installed-decode
 	$(BIN)/wino demo
@@ -53,6 +53,9 @@ plus: $(VENV)/installed-dev
 
 tiny: $(VENV)/installed-dev
 	$(BIN)/python -m wino.pretrain --out build/wino-tiny --work build/wino-tiny-run
+
+tiny-mmada: $(VENV)/installed-dev
+	$(BIN)/python -m wino.multimodal.pretrain --out build/wino-tiny-mmada --work build/wino-tiny-mmada-run
 
 # Builds sdist and wheel, and runs the wheel where only Torch is installed.
 build: $(VENV)/installed-dev

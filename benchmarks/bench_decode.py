@@ -42,6 +42,7 @@ EXACT: dict[str, dict[str, Any]] = {"exact": {}}
 CACHED: dict[str, dict[str, Any]] = EXACT | {"prefix": {"cache": "prefix"}, "dual": {"cache": "dual"}}
 MARGIN = 1e-4  # SPEC section 6: below it two right decodes in float32 may differ
 PROMPTS = 5
+PICTURE_PROMPT = 1100
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -127,6 +128,44 @@ def test_cached_modes(table: Table) -> None:
         cached = measured.figures[mode]
         note = f"{cached.accepted_per_forward:.1f} tokens a forward, {cached.agreement:.1%} of tokens equal"
         table.faster(f"{label}: exact / {mode}", cached.times_faster_than(exact), bar, "decode", note)
+
+
+def test_image_prompt(table: Table) -> None:
+    """MMaDA's prompt: the 1024 codes of a picture and a question. A shallow trunk, then the cache on a deep one."""
+    config = settings(64, 32)
+    model = peaked(SMALL, MMADA, torch.bfloat16, 64, config).model
+    for seed in range(PROMPTS):
+        workload = Workload(model, picture_prompt(seed), None, config)
+        measured = measure(workload, EXACT, rounds=table.rounds(4))
+        exact = measured.figures["exact"]
+        if exact.agreement == 1.0:
+            break
+    assert exact.agreement == 1.0, f"none of {PROMPTS} prompts keeps away from rounding"
+    assert_peaked(exact)
+    label = f"trunk {SMALL}, V={MMADA}, P={PICTURE_PROMPT}, G=64, K=32, bfloat16"
+    record(table, label, measured, group="image prompt", dtype="bfloat16", prompt_seed=seed)
+    note = f"{exact.accepted_per_forward:.1f} tokens a forward, tokens equal"
+    table.faster(
+        f"{label}: published / exact", exact.times_faster_than(measured.figures[PUBLISHED]), 12, "decode", note
+    )
+
+    deep = peaked(DEEP, MMADA, torch.bfloat16, 64, config).model
+    workload = Workload(deep, picture_prompt(0), None, config)
+    measured = measure(workload, CACHED, rounds=table.rounds(4), published=False)
+    exact, dual = measured.figures["exact"], measured.figures["dual"]
+    assert_peaked(exact)
+    label = f"trunk {DEEP}, V={MMADA}, P={PICTURE_PROMPT}, G=64, K=32, bfloat16"
+    record(table, label, measured, group="image prompt, cached", dtype="bfloat16")
+    note = f"{dual.accepted_per_forward:.1f} tokens a forward, {dual.agreement:.1%} of tokens equal"
+    table.faster(f"{label}: exact / dual", dual.times_faster_than(exact), 2, "decode", note)
+
+
+def picture_prompt(seed: int) -> torch.Tensor:
+    """Codes, which are the vocabulary's last 8192 tokens, then text."""
+    prompt = prompts_of(1, PICTURE_PROMPT, MMADA, seed)
+    codes = torch.randint(MMADA - 8192, MMADA, (1, 1024), generator=torch.Generator().manual_seed(seed))
+    prompt[:, 2:1026] = codes
+    return prompt
 
 
 def sweep(

@@ -14,10 +14,10 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,48 @@ class Recipe:
     decay_fraction: float = 0.7
 
 
+class Batch(NamedTuple):
+    """Rows of one family.
+
+    Attributes:
+        tokens: (B, P + L + rest): prompts, responses, what is behind them and never masked.
+        start: P; length: L.
+        visible: (B, P + L + rest) bool, False at left padding; None: all.
+    """
+
+    tokens: Tensor
+    start: int
+    length: int
+    visible: Tensor | None = None
+
+
+class Corpus(Protocol):
+    """What a model is trained on: its tokenizer, and batches of each family that a recipe names."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def build_model(self, recipe: Recipe) -> LLaDAModelLM:
+        """Randomly initialised, of the recipe's shape, float32."""
+
+    def batch(self, name: str, count: int, rng: random.Random) -> Batch:
+        """``count`` training rows of the family ``name``."""
+
+
+class Texts:
+    """The three families of :data:`wino.tasks.TASKS`."""
+
+    def __init__(self) -> None:
+        self.tokenizer = build_tokenizer()
+
+    def build_model(self, recipe: Recipe) -> LLaDAModelLM:
+        return build_model(recipe, self.tokenizer)
+
+    def batch(self, name: str, count: int, rng: random.Random) -> Batch:
+        tokens, start = encode_items(TASKS[name], count, rng, self.tokenizer)
+        return Batch(tokens, start, tokens.shape[1] - start)
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character of the tasks' language and per task name, special tokens; white space is dropped."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -71,17 +113,23 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     pieces = pre_tokenizers.Split(Regex("|".join([*words, "."])), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pieces])
     backend.decoder = decoders.Fuse()
+    return chat_tokenizer(backend)
+
+
+def chat_tokenizer(backend: Any, special: tuple[str, ...] = (), **names: str) -> PreTrainedTokenizerFast:
+    """``backend`` with the special tokens of :data:`SPECIAL_TOKENS`, further ones, and the chat template."""
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         mask_token="<|mdm_mask|>",
         unk_token="<|unk|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        additional_special_tokens=["<|user|>", "<|assistant|>", *special],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
+        **names,
     )
 
 
@@ -152,7 +200,7 @@ def learning_rate_factor(step: int, recipe: Recipe) -> float:
 
 
 def train_step(
-    model: LLaDAModelLM, optimizers: list[Any], recipe: Recipe, step: int, tokenizer: PreTrainedTokenizerFast
+    model: LLaDAModelLM, optimizers: list[Any], recipe: Recipe, step: int, corpus: Corpus
 ) -> dict[str, float]:
     """One optimiser step over a batch of every family; returns each family's loss in nats per masked token."""
     rng = random.Random(f"{recipe.seed}/{step}")
@@ -160,23 +208,36 @@ def train_step(
     total = sum(count for _, count in recipe.batch)
     losses: dict[str, float] = {}
     for name, count in recipe.batch:
-        tokens, prompt_length = encode_items(TASKS[name], count, rng, tokenizer)
-        noisy, weights = mask_response(tokens, prompt_length, model.config.mask_token_id, generator)
+        tokens, start, length, visible = corpus.batch(name, count, rng)
+        noisy, weights = mask_response(tokens[:, : start + length], start, model.config.mask_token_id, generator)
+        noisy = torch.cat((noisy, tokens[:, start + length :]), dim=1)
+        seen = {} if visible is None else {"attention_mask": visible, "position_ids": _positions(visible)}
         # The backward pass of the fused CPU attention is several times slower than that of plain matrix products.
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            logits = model(noisy).logits[:, prompt_length:]
-        entropy = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, prompt_length:].flatten(), reduction="none")
+            logits = model(noisy, **seen).logits[:, start : start + length]
+        response = tokens[:, start : start + length]
+        entropy = F.cross_entropy(logits.float().flatten(0, 1), response.flatten(), reduction="none")
         loss = (entropy * weights.flatten()).sum() / count
         (loss * (count / total)).backward()
         losses[name] = loss.item()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    take_optimizer_steps(optimizers, learning_rate_factor(step, recipe))
+    return losses
+
+
+def _positions(visible: Tensor) -> Tensor:
+    """(B, L) rotary positions of left-padded rows, as decoding counts them."""
+    return (visible.long().cumsum(1) - 1).clamp(min=0)
+
+
+def take_optimizer_steps(optimizers: list[Any], factor: float) -> None:
+    """With the learning rates they were made with, times ``factor``; gradients are gone afterwards."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-            group["lr"] = group["initial_lr"] * learning_rate_factor(step, recipe)
+            group["lr"] = group["initial_lr"] * factor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return losses
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
@@ -186,13 +247,41 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     os.replace(partial, path)
 
 
-def train(recipe: Recipe, folder: Path, *, checkpoint_every: int = 100) -> LLaDAModelLM:
+def train(recipe: Recipe, folder: Path, corpus: Corpus | None = None, *, checkpoint_every: int = 100) -> LLaDAModelLM:
     """Run or resume the recipe in ``folder`` (checkpoint, ``log.jsonl``) and return the trained model."""
+    corpus = Texts() if corpus is None else corpus
+    model = corpus.build_model(recipe)
+    optimizers = make_optimizers(model, recipe)
+    run(
+        recipe,
+        folder,
+        model,
+        optimizers,
+        lambda step: train_step(model, optimizers, recipe, step, corpus),
+        checkpoint_every,
+    )
+    return model
+
+
+def run(
+    recipe: Any,
+    folder: Path,
+    model: nn.Module,
+    optimizers: list[Any],
+    take_step: Callable[[int], dict[str, float]],
+    checkpoint_every: int,
+) -> None:
+    """The ``recipe.steps`` steps of a training, from the checkpoint in ``folder`` on if there is one.
+
+    ``take_step`` returns losses by name; what it does at a step follows from the step alone. ``log.jsonl`` gets a line
+    each.
+
+    Raises:
+        ValueError: the checkpoint belongs to another recipe.
+        RuntimeError: a loss is not finite.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
-    tokenizer = build_tokenizer()
-    model = build_model(recipe, tokenizer)
-    optimizers = make_optimizers(model, recipe)
     start, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=False)
@@ -213,7 +302,7 @@ def train(recipe: Recipe, folder: Path, *, checkpoint_every: int = 100) -> LLaDA
     with Progress(*columns) as progress, (folder / "log.jsonl").open("a") as log:
         bar = progress.add_task("training", total=recipe.steps, completed=start, loss="")
         for step in range(start, recipe.steps):
-            losses = train_step(model, optimizers, recipe, step, tokenizer)
+            losses = take_step(step)
             if not all(map(math.isfinite, losses.values())):
                 raise RuntimeError(f"the loss is not finite at step {step}: {losses}")
             progress.update(bar, advance=1, loss="  ".join(f"{k} {v:.3f}" for k, v in losses.items()))
@@ -228,13 +317,12 @@ def train(recipe: Recipe, folder: Path, *, checkpoint_every: int = 100) -> LLaDA
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 }
                 save_atomically(state, checkpoint)
-    return model
 
 
-def save_model_folder(model: LLaDAModelLM, folder: Path) -> None:
-    """The finished model as a Hugging Face folder: bfloat16 weights, configuration, tokenizer."""
+def save_model_folder(model: LLaDAModelLM, folder: Path, tokenizer: Any = None) -> None:
+    """The finished model as a Hugging Face folder: bfloat16 weights, configuration, tokenizer (None: of the texts)."""
     model.bfloat16().save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+    (tokenizer or build_tokenizer()).save_pretrained(folder)
     # transformers 5 names a class that 4 does not know, and keeps the template in a file that 4 does not read.
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text())

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..tasks import SPLITS, TASKS, TEXT_TASK_NAMES
+from ..tasks import PICTURE_TASKS, SPLITS, TASKS, TEXT_TASK_NAMES
 from .errors import OneLineErrors
 
-_TASK_NAMES = f"{', '.join(TASKS)}; with --data {', '.join(TEXT_TASK_NAMES)}"
+_TASK_NAMES = f"{', '.join(TASKS)}; of a MMaDA {', '.join(PICTURE_TASKS)}; with --data {', '.join(TEXT_TASK_NAMES)}"
 _EPILOG = (
     "Errors are one line on stderr. Exit codes: 0 done, 2 bad input, 130 interrupted. "
     "WINO_BACKEND chooses the kernels, WINO_TRACEBACK=1 shows where an error came from."

@@ -23,7 +23,7 @@ from ..config import GenerationConfig
 from ..files import write_atomically
 from ..generation import generate
 from ..tasks import TASKS, Item, Task
-from ..tasks.evaluation import Evaluation, answer_lengths, encode_prompts
+from ..tasks.evaluation import Evaluation, answer_lengths, encode_items
 from ..tasks.presets import decoder_configs
 from ..tasks.statistics import paired_difference
 from ..trace import StepRecord
@@ -157,7 +157,7 @@ def prepare(session: Session, task: Task, seed: int) -> Show:
 
 def _outcomes(session: Session, task: Task, items: list[Item], config: GenerationConfig) -> Iterator[tuple[bool, int]]:
     """Per item: whether it was solved, and how many tokens were taken back."""
-    input_ids, attention_mask = encode_prompts(session.tokenizer, [item.prompt for item in items])
+    input_ids, attention_mask = encode_items(session.tokenizer, task, items)
     output = generate(session.model, input_ids, attention_mask, config, return_trace=True)
     texts = session.tokenizer.batch_decode(_answers(session, output.sequences, input_ids), skip_special_tokens=True)
     for item, text, records in zip(items, texts, output.trace or [], strict=True):
@@ -172,7 +172,7 @@ def _answers(session: Session, sequences: Any, input_ids: Any) -> list[Any]:
 
 
 def _decode_alone(session: Session, task: Task, item: Item, config: GenerationConfig, title: str) -> Decode:
-    input_ids, attention_mask = encode_prompts(session.tokenizer, [item.prompt])
+    input_ids, attention_mask = encode_items(session.tokenizer, task, [item])
     decode = Decode(title)
     output = generate(session.model, input_ids, attention_mask, config, streamer=decode)
     answer = _answers(session, output.sequences, input_ids)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -73,8 +74,13 @@ def one_of(option: str, values: list[Any]) -> Any:
     return values[0] if values else None
 
 
-def open_session(name: str, device: str | None = None) -> Session:
-    """Load the model called ``name`` with its presets; a status line says so on a terminal."""
+def open_session(name: str, device: str | None = None, *, pictures: bool = False) -> Session:
+    """Load the model called ``name`` with its presets; a status line says so on a terminal.
+
+    ``pictures``: a MMaDA with its image tokenizer.
+    """
+    if pictures:
+        require("multimodal", "PIL")
     with status(f"loading {name} ..."):
         import transformers
 
@@ -84,7 +90,8 @@ def open_session(name: str, device: str | None = None) -> Session:
 
         transformers.utils.logging.set_verbosity_error()
         _check_device(device)
-        model, tokenizer = wino.load(name, device=device)
+        load: Any = importlib.import_module("wino.multimodal").load if pictures else wino.load
+        model, tokenizer = load(name, device=device)
         presets = load_presets(Path(str(model.config.name_or_path)))
     return Session(name, model, tokenizer, presets)
 

@@ -13,14 +13,17 @@ from .drawing import draw, drawing_config
 from .layout import PromptLayout, pad_left
 from .magvit import MagvitConfig, MAGVITv2
 from .pixels import from_pixels, open_image, to_pixels
+from .processor import Processor, load
 
 __all__ = [
     "MAGVITv2",
     "MagvitConfig",
+    "Processor",
     "PromptLayout",
     "draw",
     "drawing_config",
     "from_pixels",
+    "load",
     "open_image",
     "pad_left",
     "to_pixels",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..config import GenerationConfig
 from ..generation import generate
 from ..tasks.base import Item, Task
-from ..tasks.evaluation import answer_lengths, encode_prompts
+from ..tasks.evaluation import answer_lengths, encode_items
 from .identity import identify
 from .records import RecordWriter, Trajectory, merge_files, write_trajectories
 
@@ -129,7 +129,7 @@ def _decode(
     model: Any, tokenizer: Any, task: Task, items: Sequence[Item], config: GenerationConfig, temperature: float
 ) -> Iterator[Trajectory]:
     """One attempt at every item, each with a seed of its own, so that its company does not matter."""
-    input_ids, attention_mask = encode_prompts(tokenizer, [item.prompt for item in items])
+    input_ids, attention_mask = encode_items(tokenizer, task, items)
     seeds = [random.Random(f"{item.key}/{temperature}").getrandbits(31) for item in items]
     settings = {**config.to_dict(), "temperature": temperature, "seed": seeds}
     output = generate(model, input_ids, attention_mask, GenerationConfig(**settings))

@@ -44,7 +44,8 @@ def merge(base: str | Path, adapter: Path, out: Path) -> Path:
     merged = PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload()
     unfinished = out.with_name(f".{out.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns(*_OF_THE_BASE))
+    of_the_base = shutil.ignore_patterns(*_OF_THE_BASE)  # but what lies in folders is of others, such as a tokenizer's
+    shutil.copytree(source, unfinished, ignore=lambda at, names: of_the_base(at, names) if Path(at) == source else [])
     merged.to(dtype).save_pretrained(unfinished, max_shard_size="5GB")
     shutil.copy(source / "config.json", unfinished / "config.json")
     unfinished.rename(out)

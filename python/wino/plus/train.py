@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..files import write_atomically
 from ..models.llada import LLaDAModelLM
-from ..models.loading import load
+from ..models.loading import checkpoint_folder, load
 from .callbacks import LossTable, ProgressLine, StopAfterStep
 from .identity import Identity, check_records, identify, read_identity, write_identity
 from .recipe import PRESETS, Adapter, Recipe, Stage
@@ -189,6 +189,9 @@ def _save_final(trainer: Trainer, folder: Path, identity: Identity, recipe: Reci
     if trainer.is_world_process_zero():
         if recipe.adapter is None:
             load(recipe.model)[1].save_pretrained(partial_folder)
+            for beside in checkpoint_folder(recipe.model).iterdir():  # an image tokenizer, say
+                if beside.is_dir():
+                    shutil.copytree(beside, partial_folder / beside.name)
         write_identity(identity, partial_folder)
         partial_folder.rename(folder / "final")
     trainer.accelerator.wait_for_everyone()

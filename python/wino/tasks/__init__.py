@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import SPLITS, Item, Task, split_of
 from .countdown import Countdown
+from .scenes import Captions, PictureTask, Questions
 from .sudoku import Sudoku
 from .sums import Sums
 from .text import TEXT_TASKS, TextTask
@@ -11,26 +12,32 @@ from .text import TEXT_TASKS, TextTask
 TASKS: dict[str, Task] = {task.name: task for task in (Sudoku(), Countdown(), Sums())}
 
 
+#: Tasks of a MMaDA: every item has a picture.
+PICTURE_TASKS: dict[str, PictureTask] = {task.name: task for task in (Captions(), Questions())}
+
 #: Names of the tasks of real checkpoints, whose items come from files.
 TEXT_TASK_NAMES = tuple(task.name for task in TEXT_TASKS)
 
 
 def get_task(name: str) -> Task:
     """The task called ``name``. Raises ``ValueError`` naming those that exist."""
-    if name in TASKS:
-        return TASKS[name]
+    known: dict[str, Task] = {**TASKS, **PICTURE_TASKS}
+    if name in known:
+        return known[name]
     for task in TEXT_TASKS:
         if task.name == name:
             return task()
-    raise ValueError(f"task: expected one of {', '.join((*TASKS, *TEXT_TASK_NAMES))}, got {name!r}")
+    raise ValueError(f"task: expected one of {', '.join((*known, *TEXT_TASK_NAMES))}, got {name!r}")
 
 
 __all__ = [
+    "PICTURE_TASKS",
     "SPLITS",
     "TASKS",
     "TEXT_TASK_NAMES",
     "Countdown",
     "Item",
+    "PictureTask",
     "Sudoku",
     "Sums",
     "Task",

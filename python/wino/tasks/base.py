@@ -49,6 +49,10 @@ class Task(ABC):
     def grade(self, item: Item, text: str) -> bool:
         """Whether ``text``, as a model wrote it, answers ``item``. Never evaluates the text; any string is safe."""
 
+    def picture(self, item: Item) -> Any:
+        """The picture that comes with the prompt, or None."""
+        return None
+
     @abstractmethod
     def load(self, path: Path) -> list[Item]:
         """Read a published test file. Raises ``ValueError`` naming the file, the line and what was expected."""

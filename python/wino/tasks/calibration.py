@@ -13,7 +13,7 @@ import torch
 import wino_kernels
 
 from .base import Item, Task
-from .evaluation import encode_prompts
+from .evaluation import encode_items
 
 _BATCH = 128
 
@@ -54,7 +54,7 @@ def reliability(model: Any, tokenizer: Any, task: Task, items: Sequence[Item], *
     rng = random.Random(seed)
     for first in range(0, len(items), _BATCH):
         batch = items[first : first + _BATCH]
-        prompts, visible = encode_prompts(tokenizer, [item.prompt for item in batch])
+        prompts, visible = encode_items(tokenizer, task, batch)
         answers = torch.tensor([_answer(tokenizer, task, item) for item in batch])
         masked = torch.zeros_like(answers, dtype=torch.bool)
         for row in masked:

@@ -94,6 +94,20 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor
     return encoded["input_ids"], encoded["attention_mask"]
 
 
+def encode_items(tokenizer: Any, task: Task, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The items' prompts, with their pictures if they have some, left-padded: ids and mask (B, P) int64.
+
+    Raises:
+        ValueError: as :func:`encode_prompts`; pictures, but ``tokenizer`` is no :class:`wino.multimodal.Processor`.
+    """
+    prompts, pictures = [item.prompt for item in items], [task.picture(item) for item in items]
+    if all(picture is None for picture in pictures):
+        return encode_prompts(tokenizer, prompts)
+    if not hasattr(tokenizer, "magvit"):
+        raise ValueError(f"task {task.name} has pictures: expected a MMaDA and its wino.multimodal.Processor")
+    return tokenizer.encode(prompts, pictures)
+
+
 def _unencodable(tokenizer: Any, prompt: str) -> str:
     """The distinct pieces of ``prompt`` that become the unknown token; all of it where offsets are not known."""
     if not tokenizer.is_fast:
@@ -128,7 +142,7 @@ def evaluate(
     seconds = 0.0
     for first in range(0, len(items), batch_size):
         batch = items[first : first + batch_size]
-        input_ids, attention_mask = encode_prompts(tokenizer, [item.prompt for item in batch])
+        input_ids, attention_mask = encode_items(tokenizer, task, batch)
         began = time.perf_counter()
         output = generate(model, input_ids, attention_mask, config)
         seconds += time.perf_counter() - began

@@ -1,0 +1,86 @@
+"""What tasks with pictures need of one MMaDA: tokenizer, image tokenizer, prompt layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.loading import checkpoint_folder
+from ..models.loading import load as load_model
+from ..models.mmada import MMadaModelLM
+from .layout import PromptLayout, pad_left
+from .magvit import MAGVITv2
+from .pixels import Source, to_pixels
+
+IMAGE_TOKENIZER = "image_tokenizer"  # folder beside a bundled model's weights
+PUBLISHED_IMAGE_TOKENIZER = "showlab/magvitv2"
+
+
+class Processor:
+    """Stands in for the tokenizer, whose attributes it has, wherever pictures come with the prompts.
+
+    Attributes:
+        tokenizer, magvit, layout: its parts.
+        side: pixels of a picture's side.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any, magvit: MAGVITv2) -> None:
+        """Raises ``ValueError`` if ``magvit`` has other codes than ``config``, or a picture is not square."""
+        self.tokenizer, self.magvit = tokenizer, magvit
+        self.layout = PromptLayout(tokenizer, config)
+        if magvit.config.codebook_size != self.layout.codebook_size:
+            raise ValueError(
+                f"image tokenizer: the model has {self.layout.codebook_size} codes, it {magvit.config.codebook_size}"
+            )
+        grid = math.isqrt(self.layout.num_codes)
+        if grid**2 != self.layout.num_codes:
+            raise ValueError(f"num_vq_tokens: {self.layout.num_codes} codes are no square")
+        self.side = grid * magvit.config.patch
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "tokenizer":  # asked for while a copy is being built
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tokenizer(*args, **kwargs)
+
+    def codes(self, pictures: Sequence[Source]) -> Tensor:
+        """Codes (B, N) int64 of pictures."""
+        device = next(self.magvit.parameters()).device
+        return self.magvit.get_code(torch.stack([to_pixels(picture, self.side) for picture in pictures]).to(device))
+
+    def encode(self, prompts: Sequence[str], pictures: Sequence[Source]) -> tuple[Tensor, Tensor]:
+        """Each prompt with its picture, left-padded: ids and mask (B, P) int64, on the CPU."""
+        laid_out = zip(self.codes(pictures).cpu(), prompts, strict=True)
+        return pad_left([self.layout.about_picture(codes, prompt) for codes, prompt in laid_out])
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    image_tokenizer: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[MMadaModelLM, Processor]:
+    """A MMaDA and its processor; arguments and errors as of :func:`wino.load`.
+
+    Args:
+        image_tokenizer: folder or hub id; None: the folder ``image_tokenizer`` beside the weights, or
+            ``showlab/magvitv2`` where there is none.
+    """
+    model, tokenizer = load_model(name_or_path, dtype=dtype, device=device)
+    if not isinstance(model, MMadaModelLM):
+        raise ValueError(f"{name_or_path}: expected a MMaDA, got model_type {model.config.model_type!r}")
+    if image_tokenizer is None:
+        beside = checkpoint_folder(name_or_path) / IMAGE_TOKENIZER
+        image_tokenizer = beside if beside.is_dir() else PUBLISHED_IMAGE_TOKENIZER
+    return model, Processor(tokenizer, model.config, MAGVITv2.load(image_tokenizer, device=device))

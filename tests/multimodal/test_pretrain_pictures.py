@@ -1,0 +1,171 @@
+"""The bundled MMaDA's recipe: rows as decoding lays them out, exact resumption, a folder that loads and decodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import wino
+from wino import pretrain
+from wino.multimodal import MagvitConfig, MAGVITv2, Processor, load
+from wino.multimodal.pretrain import (
+    DRAWING,
+    PICTURES,
+    Pictures,
+    TokenizerRecipe,
+    main,
+    save_folder,
+    tokenizer_loss,
+    train_image_tokenizer,
+)
+from wino.plus.collect import collect, training_items
+from wino.plus.records import read_trajectories
+from wino.pretrain import Recipe, train
+from wino.tasks import PICTURE_TASKS, TASKS, split_of
+from wino.tasks.evaluation import encode_items, evaluate
+from wino.tasks.scenes import scene_key, scene_of
+
+SMALL = MagvitConfig(
+    channels=4,
+    encoder_multipliers=(1, 1, 1, 1),
+    decoder_multipliers=(1, 1, 1, 1),
+    encoder_blocks=(1, 1, 1, 1),
+    decoder_blocks=(1, 1, 1, 1),
+    code_bits=4,
+    norm_groups=2,
+)
+SHAPE = {"d_model": 32, "n_layers": 1, "n_heads": 2, "mlp_hidden_size": 48}
+FAMILIES = (("caption", 2), ("question", 3), (DRAWING, 2))
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Pictures:
+    torch.manual_seed(0)
+    return Pictures(MAGVITv2(SMALL).eval().requires_grad_(False))
+
+
+def test_rows_are_what_decoding_sees(corpus: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, layout = corpus.tokenizer, corpus.processor.layout
+    for name, task in PICTURE_TASKS.items():
+        asked = training_items(task, 5)
+        monkeypatch.setattr("wino.multimodal.pretrain.training_items", lambda *_, items=asked: items)
+        batch = corpus.batch(name, 5, random.Random(0))
+        ids, mask = encode_items(corpus.processor, task, asked)
+        assert {split_of(scene_key(scene_of(item))) for item in asked} == {"train"}
+        assert torch.equal(batch.tokens[:, : batch.start], ids) and batch.length == task.max_new_tokens
+        assert batch.visible is None or torch.equal(batch.visible[:, : batch.start], mask.bool())
+        for row, item in zip(batch.tokens[:, batch.start :], asked, strict=True):
+            text = tokenizer.decode(row).partition("<|endoftext|>")[0].strip()
+            assert text == item.answer and (row[len(item.answer.split()) :] == tokenizer.eos_token_id).all()
+    monkeypatch.undo()
+    drawing = corpus.batch(DRAWING, 40, random.Random(0))
+    assert drawing.length == layout.num_codes and drawing.tokens.shape[1] == drawing.start + layout.num_codes + 1
+    codes = drawing.tokens[:, drawing.start : -1]
+    assert codes.min() >= layout.token_range[0] and codes.max() < layout.token_range[1]
+    assert drawing.visible is not None
+    prompts = [row[shown][: -layout.num_codes - 1].tolist() for row, shown in zip(*drawing[::3], strict=True)]
+    empty = [prompt for prompt in prompts if prompt == layout.for_picture("")]
+    assert 1 <= len(empty) <= 12 and all(prompt[-1] == layout.for_picture("")[-1] for prompt in prompts)
+
+
+def test_a_step_of_every_family_moves_the_model(corpus: Pictures) -> None:
+    recipe = Recipe(steps=2, batch=FAMILIES, warmup_steps=1, **SHAPE)
+    model = corpus.build_model(recipe)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = pretrain.train_step(model, pretrain.make_optimizers(model, recipe), recipe, 0, corpus)
+    assert set(losses) == {name for name, _ in FAMILIES} and all(3 < loss < 8 for loss in losses.values())
+    assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if value.dim() == 2)
+
+
+def test_left_padding_does_not_change_a_loss(corpus: Pictures) -> None:
+    """A row among longer ones: as alone."""
+    recipe = Recipe(batch=FAMILIES, **SHAPE)
+    model = corpus.build_model(recipe).eval()
+    batch = corpus.batch("question", 6, random.Random(4))
+    assert batch.visible is not None
+    positions = pretrain._positions(batch.visible)
+    with torch.no_grad():
+        together = model(batch.tokens, attention_mask=batch.visible, position_ids=positions).logits
+        for row, shown in enumerate(batch.visible):
+            alone = model(batch.tokens[row : row + 1, shown]).logits[0]
+            torch.testing.assert_close(together[row, shown], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_image_tokenizer_learns_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = TokenizerRecipe(steps=24, batch=4, lr=5e-3, config=SMALL, warmup_steps=2)
+    whole = train_image_tokenizer(recipe, tmp_path / "whole")
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 24 and log[-1]["error"] < 0.7 * log[0]["error"]
+    calls = []
+
+    def interrupted(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return tokenizer_loss(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("wino.multimodal.pretrain.tokenizer_loss", interrupted)
+        train_image_tokenizer(recipe, tmp_path / "resumed", checkpoint_every=10)
+    resumed = train_image_tokenizer(recipe, tmp_path / "resumed", checkpoint_every=10)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+    with pytest.raises(ValueError, match="belongs to another recipe"):
+        train_image_tokenizer(dataclasses.replace(recipe, lr=1e-3), tmp_path / "whole")
+
+
+def test_the_published_class_of_tokenizer() -> None:
+    assert PICTURES.patch == 8 and PICTURES.codebook_size == 1024
+    assert PICTURES.channels % PICTURES.norm_groups == 0
+
+
+def test_a_folder_loads_decodes_and_collects(tmp_path: Path, corpus: Pictures) -> None:
+    recipe = Recipe(steps=1, batch=FAMILIES, **SHAPE)
+    model = train(recipe, tmp_path / "run", corpus)
+    save_folder(model, corpus, tmp_path / "model")
+    again, processor = load(tmp_path / "model")
+    assert isinstance(processor, Processor) and processor.magvit.config == SMALL
+    task = PICTURE_TASKS["caption"]
+    items = training_items(task, 3)
+    config = wino.GenerationConfig(decoder="wino", max_new_tokens=task.max_new_tokens)
+    result = evaluate(again, processor, task, items, config)
+    assert len(result.texts) == 3 and all(1 <= steps <= 48 for steps in result.steps)
+    out = tmp_path / "records.jsonl"
+    assert collect(again, processor, task, items, out, config, name="tiny", temperatures=(0.0,))
+    records = list(read_trajectories(out))
+    layout = processor.layout
+    for record, item in zip(records, items, strict=True):
+        codes = processor.codes([task.picture(item)])[0]
+        assert record.prompt_ids == layout.about_picture(codes, item.prompt)
+    with pytest.raises(ValueError, match=r"task caption has pictures: expected a MMaDA and its wino\.multimodal\.Proc"):
+        evaluate(again, processor.tokenizer, task, items, config)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("wino.multimodal.pretrain.MODEL", Recipe(batch=(("question", 2),)))
+    out = tmp_path / "model"
+    main(["--out", str(out), "--work", str(tmp_path / "run"), "--tokenizer-steps", "1", "--steps", "1"])
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert load(out)[1].magvit.config == PICTURES
+
+
+def test_what_does_not_fit_together(tmp_path: Path, corpus: Pictures) -> None:
+    config = corpus.build_model(Recipe(**SHAPE)).config
+    with pytest.raises(ValueError, match="image tokenizer: the model has 16 codes, it 32"):
+        Processor(corpus.tokenizer, config, MAGVITv2(dataclasses.replace(SMALL, code_bits=5)))
+    config.num_vq_tokens = 35
+    with pytest.raises(ValueError, match="num_vq_tokens: 35 codes are no square"):
+        Processor(corpus.tokenizer, config, corpus.processor.magvit)
+    with pytest.raises(ValueError, match="wino-tiny: expected a MMaDA, got model_type 'llada'"):
+        load("wino-tiny")
+
+
+def test_text_tasks_take_a_processor_as_their_tokenizer(corpus: Pictures) -> None:
+    processor = corpus.processor
+    assert processor.eos_token_id == corpus.tokenizer.eos_token_id and len(processor) == len(corpus.tokenizer)
+    assert processor("a red cross")["input_ids"] == corpus.tokenizer("a red cross")["input_ids"]
+    assert TASKS["sum"].picture(next(TASKS["sum"].items("train"))) is None

@@ -1,0 +1,86 @@
+"""WINO+ on a MMaDA: collect, train, merge and evaluate as for text; trajectories carry the codes of their pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_plus_cli import fails, run
+from test_train import make_recipe
+
+from wino.multimodal import MagvitConfig, MAGVITv2, load
+from wino.multimodal.pretrain import Pictures, save_folder
+from wino.plus.merge import merge
+from wino.plus.records import read_trajectories, write_trajectories
+from wino.plus.train import train
+from wino.pretrain import Recipe
+
+SMALL = MagvitConfig(
+    channels=4,
+    encoder_multipliers=(1, 1, 1, 1),
+    decoder_multipliers=(1, 1, 1, 1),
+    encoder_blocks=(1, 1, 1, 1),
+    decoder_blocks=(1, 1, 1, 1),
+    code_bits=4,
+    norm_groups=2,
+)
+
+
+@pytest.fixture(scope="module")
+def mmada(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    corpus = Pictures(MAGVITv2(SMALL).eval().requires_grad_(False))
+    folder = tmp_path_factory.mktemp("mmada") / "model"
+    save_folder(corpus.build_model(Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)), corpus, folder)
+    return folder
+
+
+def test_from_pictures_to_a_merged_model(tmp_path: Path, mmada: Path) -> None:
+    out = tmp_path / "records.jsonl"
+    collected = run(
+        "collect", "--model", mmada, "--task", "question", "--items", 8, "--out", out, "--temperatures", "0"
+    )
+    assert collected.exit_code == 0, collected.output
+    model, processor = load(mmada)
+    first, behind = processor.layout.token_range
+    records = list(read_trajectories(out))
+    assert len(records) == 8
+    for record in records:
+        assert sum(first <= token < behind for token in record.prompt_ids) == processor.layout.num_codes
+        assert record.source == "question" and len(record.generated_ids) == 8
+    kept = tmp_path / "kept.jsonl"
+    write_trajectories(kept, records)  # an untrained model has no correct ones to filter
+
+    final = train(make_recipe(mmada, kept, tmp_path / "run"))
+    merged = merge(mmada, final, tmp_path / "merged")
+    after, again = load(merged)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), after.parameters(), strict=True))
+    pixels = torch.rand(1, 3, 48, 48)
+    assert torch.equal(again.magvit.get_code(pixels), processor.magvit.get_code(pixels))
+
+    whole = train(make_recipe(mmada, kept, tmp_path / "whole", adapter=None, stages=[{"steps": 1}]))
+    assert torch.equal(load(whole)[1].magvit.get_code(pixels), processor.magvit.get_code(pixels))
+
+    folder = tmp_path / "eval"
+    arguments = ("--task", "question", "--decoder", "wino", "--decoder", "confidence_threshold", "--n", 4)
+    both = ("--model", f"base={mmada}", "--model", f"plus={merged}")
+    result = run("eval", *both, *arguments, "--threshold", "0.5", "--out", folder)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((folder / "eval.json").read_text())["rows"]
+    assert len(rows) == 4 and {row["model"] for row in rows} == {"base", "plus"}
+
+
+def test_one_table_and_captions(tmp_path: Path, mmada: Path) -> None:
+    result = run("eval", "--model", mmada, "--task", "caption", "--decoder", "wino", "--n", 2)
+    assert result.exit_code == 0 and "wino" in result.stdout
+
+
+def test_a_llada_has_no_pictures(tmp_path: Path) -> None:
+    for command in (("eval", "--n", 2), ("collect", "--items", 2, "--out", tmp_path / "t.jsonl")):
+        message = fails(*command, "--task", "caption", "--model", "wino-tiny")
+        assert "wino-tiny: expected a MMaDA, got model_type 'llada'" in message
+    assert "task caption has generated pictures only" in fails(
+        "eval", "--task", "caption", "--data", __file__, "--model", "wino-tiny"
+    )
