@@ -73,8 +73,17 @@ def test_from_pictures_to_a_merged_model(tmp_path: Path, mmada: Path) -> None:
 
 
 def test_one_table_and_captions(tmp_path: Path, mmada: Path) -> None:
-    result = run("eval", "--model", mmada, "--task", "caption", "--decoder", "wino", "--n", 2)
-    assert result.exit_code == 0 and "wino" in result.stdout
+    asked = ("eval", "--model", mmada, "--task", "caption", "--decoder", "wino", "--n", 2)
+    result = run(*asked)
+    header, row = (line.split() for line in result.stdout.splitlines() if line.startswith(("decoder", "wino ")))
+    assert result.exit_code == 0 and "cider" in header and len(row) == len(header) - 3
+    folder = tmp_path / "eval"
+    assert (
+        run("eval", "--model", mmada, "--task", "caption", "--decoder", "wino", "--n", 2, "--out", folder).exit_code
+        == 0
+    )
+    assert json.loads((folder / "eval.json").read_text())["rows"][0]["cider"] >= 0
+    assert "| cider |" in (folder / "eval.md").read_text()
 
 
 def test_a_llada_has_no_pictures(tmp_path: Path) -> None:

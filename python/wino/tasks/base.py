@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -48,6 +48,10 @@ class Task(ABC):
     @abstractmethod
     def grade(self, item: Item, text: str) -> bool:
         """Whether ``text``, as a model wrote it, answers ``item``. Never evaluates the text; any string is safe."""
+
+    def scores(self, items: Sequence[Item], texts: Sequence[str]) -> dict[str, float]:
+        """Figures of all answers together, beside accuracy: name -> value."""
+        return {}
 
     def picture(self, item: Item) -> Any:
         """The picture that comes with the prompt, or None."""

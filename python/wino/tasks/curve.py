@@ -129,7 +129,8 @@ def compare(point: Point, reference: Point) -> dict[str, Any]:
 
 def markdown_table(points: Sequence[Point], reference: Point | None = None) -> str:
     """One line a point; with ``reference``, also how each differs from it."""
-    columns = ["model + decoder", "accuracy %", "95 %", "steps", "step reduction", "tokens/forward"]
+    scores = list(points[0].result.scores) if points else []
+    columns = ["model + decoder", "accuracy %", "95 %", *scores, "steps", "step reduction", "tokens/forward"]
     if reference is not None:
         columns += [f"accuracy against {reference.label}, points", "p", "fewer steps"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
@@ -139,6 +140,7 @@ def markdown_table(points: Sequence[Point], reference: Point | None = None) -> s
             point.label,
             f"{100 * row['accuracy']:.1f}",
             f"{100 * row['ci_low']:.1f} - {100 * row['ci_high']:.1f}",
+            *(f"{row[name]:.3f}" for name in scores),
             f"{row['mean_steps']:.2f}",
             f"{row['step_reduction']:.2f}x",
             f"{row['tokens_per_forward']:.2f}",

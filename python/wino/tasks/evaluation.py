@@ -20,7 +20,7 @@ class Evaluation:
     """Outcome of one decoder on one list of items, item by item.
 
     ``tokens`` counts an answer up to and including its first end token, so that padding is never counted as speed
-    (SPEC section 3).
+    (SPEC section 3). ``scores``: what the task says of all answers together, beside accuracy.
     """
 
     texts: list[str]
@@ -29,6 +29,7 @@ class Evaluation:
     steps: list[int]
     seconds: float
     config: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -69,6 +70,7 @@ class Evaluation:
             "step_reduction": self.step_reduction,
             "tokens_per_forward": self.tokens_per_forward,
             "tokens_per_second": self.tokens_per_second,
+            **self.scores,
         }
 
 
@@ -156,4 +158,4 @@ def evaluate(
         if on_batch is not None:
             on_batch(len(batch))
     correct = [task.grade(item, text) for item, text in zip(items, texts, strict=True)]
-    return Evaluation(texts, correct, tokens, steps, seconds, config.to_diff_dict())
+    return Evaluation(texts, correct, tokens, steps, seconds, config.to_diff_dict(), task.scores(items, texts))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .base import SPLITS, Item, Task, split_of
+from .cider import cider
 
 SIZES = ("small", "large")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -158,6 +159,10 @@ class Captions(PictureTask):
         references = captions(scene)
         metadata = {"scene": [list(thing) for thing in scene], "references": references}
         return Item(f"caption{scene_key(scene)}", "describe the picture", rng.choice(references), metadata)
+
+    def scores(self, items: Sequence[Item], texts: Sequence[str]) -> dict[str, float]:
+        """CIDEr."""
+        return {"cider": cider(texts, [item.metadata["references"] for item in items])[0]}
 
     def grade(self, item: Item, text: str) -> bool:
         """Whether the text names exactly the objects there are, each in its place, in whatever order."""
