@@ -1,0 +1,136 @@
+"""The lmms-eval model, on a stand-in for lmms-eval's interface (0.7): requests in, answers out, in their order."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import wino
+from wino.multimodal import MagvitConfig, MAGVITv2, load
+from wino.multimodal.pretrain import Pictures, save_folder
+from wino.pretrain import Recipe
+from wino.tasks import PICTURE_TASKS
+from wino.tasks.scenes import render, scene_of
+
+SMALL = MagvitConfig(
+    channels=4,
+    encoder_multipliers=(1, 1, 1, 1),
+    decoder_multipliers=(1, 1, 1, 1),
+    encoder_blocks=(1, 1, 1, 1),
+    decoder_blocks=(1, 1, 1, 1),
+    code_bits=4,
+    norm_groups=2,
+)
+
+
+@dataclass
+class Manifest:
+    model_id: str
+    simple_class_path: str
+
+
+class Hook:
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def add_partial(self, *what: Any) -> None:
+        self.heard.append(what)
+
+
+class Lmms:
+    def __init__(self) -> None:
+        self.cache_hook, self.task_dict = Hook(), {}
+
+
+@dataclass
+class Request:
+    args: tuple[Any, ...]
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    for name in (
+        "lmms_eval",
+        "lmms_eval.api",
+        "lmms_eval.api.model",
+        "lmms_eval.models",
+        "lmms_eval.models.registry_v2",
+    ):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["lmms_eval.api.model"].lmms = Lmms  # type: ignore[attr-defined]
+    sys.modules["lmms_eval.models.registry_v2"].ModelManifest = Manifest  # type: ignore[attr-defined]
+    monkeypatch.delitem(sys.modules, "wino.integrations.lmms_eval", raising=False)
+    yield importlib.import_module("wino.integrations.lmms_eval")
+    sys.modules.pop("wino.integrations.lmms_eval", None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    corpus = Pictures(MAGVITv2(SMALL).eval().requires_grad_(False))
+    path = tmp_path_factory.mktemp("mmada") / "model"
+    save_folder(corpus.build_model(Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)), corpus, path)
+    return path
+
+
+def requests(model: Any, contexts: list[str], settings: list[dict[str, Any]]) -> list[Request]:
+    items = PICTURE_TASKS["question"].items("heldout")
+    documents = [next(items) for _ in contexts]
+    model.task_dict = {"scenes": {"test": documents}}
+    pictures: Callable[[Any], list[Any]] = lambda item: [render(scene_of(item))]  # noqa: E731
+    return [
+        Request((context, given, pictures, number, "scenes", "test"))
+        for number, (context, given) in enumerate(zip(contexts, settings, strict=True))
+    ]
+
+
+def test_answers_are_those_of_the_loop_in_the_order_of_requests(plugin: ModuleType, folder: Path) -> None:
+    settings = {"dtype": "float32", "batch_size": "2", "gen_length": 8, "block_length": 8, "threshold": "0.5"}
+    model = plugin.WinoMMaDA(str(folder), **settings)
+    asked = requests(
+        model,
+        ["<image> how many red objects are there ?", "what color is the object at the top ?", "is it red ?"],
+        [{}, {"max_new_tokens": 12}, {"until": ["\n"]}],
+    )
+    answers = model.generate_until(asked)
+    reference, processor = load(folder, dtype=torch.float32)
+    for request, answer, (length, block) in zip(asked, answers, ((8, 8), (12, 6), (8, 8)), strict=True):
+        item = model.task_dict["scenes"]["test"][request.args[3]]
+        ids, mask = processor.encode([request.args[0].replace("<image> ", "")], [render(scene_of(item))])
+        out = wino.generate(reference, ids, mask, max_new_tokens=length, block_length=block, threshold=0.5)
+        generated = out.sequences[0, ids.shape[1] :].tolist()
+        generated = generated[: [*generated, processor.eos_token_id].index(processor.eos_token_id)]
+        assert answer == processor.decode(generated, skip_special_tokens=True)
+    assert [heard[2] for heard in model.cache_hook.heard] == [answers[0], answers[2], answers[1]]
+    assert model.batch_size == 2 and model.tokenizer is model.processor.tokenizer
+
+
+def test_stops_and_settings(plugin: ModuleType) -> None:
+    assert plugin._before("a b\nc", ["\n"]) == "a b" and plugin._before("a b", "b") == "a "
+    assert plugin._before("a", None) == "a" and plugin._before("a", [""]) == "a"
+    assert [plugin._value(v) for v in ("3", "0.5", "true", "wino", 7)] == [3, 0.5, True, "wino", 7]
+
+
+def test_what_it_cannot_do(plugin: ModuleType, folder: Path) -> None:
+    with pytest.raises(ValueError, match="threshold: expected in"):
+        plugin.WinoMMaDA("nowhere", threshold="2")
+    with pytest.raises(TypeError, match="unknown settings colour"):
+        plugin.WinoMMaDA("nowhere", colour="red")
+    model = plugin.WinoMMaDA(str(folder), dtype="float32")
+    for call in (model.loglikelihood, model.generate_until_multi_round):
+        with pytest.raises(NotImplementedError, match="wino_mmada: "):
+            call([])
+
+
+def test_lmms_eval_finds_it() -> None:
+    found = [entry for entry in entry_points(group="lmms_eval.models") if entry.name == "wino_mmada"]
+    assert [entry.value for entry in found] == ["wino.integrations.lmms_eval:manifest"]
