@@ -46,7 +46,7 @@ quality: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/quality.py report
 	$(BIN)/python benchmarks/tables.py
 
-# Collect, filter, train, merge, evaluate: an hour on two cores with the ablations.
+# Collect, filter, train, merge, evaluate: an hour to two on two cores with the ablations.
 plus: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/plus.py --bundle python/wino/assets/wino-tiny-plus
 	$(BIN)/python benchmarks/tables.py

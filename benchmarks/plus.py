@@ -1,10 +1,10 @@
 """WINO+ from end to end on the bundled model: collect, filter, train, merge, evaluate.
 
-    python benchmarks/plus.py          everything: docs/wino_plus.json, docs/wino_plus.md and its two plots
-    python benchmarks/plus.py render   writes the page again from what was measured
+    python benchmarks/plus.py    writes docs/wino_plus.json, docs/wino_plus.md and its two plots
 
 Training items alone are decoded and trained on, validation items choose thresholds, held-out items are measured once.
-An interrupted run resumes: everything is kept in build/plus. Exits 1 when a bar is missed.
+An interrupted run resumes and a second one only writes the page again: everything is kept in build/plus. Exits 1 when
+a bar is missed.
 """
 
 from __future__ import annotations
@@ -269,7 +269,6 @@ def bundle(model: Path, presets: dict[str, Any], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=("all", "render"), default="all")
     parser.add_argument("--bundle", type=Path, help="put the model into this folder if it meets every bar")
     parser.add_argument("--no-ablations", action="store_true", help="train WINO+ alone")
     arguments = parser.parse_args()
