@@ -324,7 +324,7 @@ def change_weights(folder: Path, change: str) -> None:
     ("damage", "told"),
     [
         (spoil_config, "config.json is not valid JSON"),
-        (other_model, "expected model_type 'llada', got 'bert'"),
+        (other_model, "expected model_type 'llada' or 'mmada', got 'bert'"),
         (no_config, "has no config.json"),
         (no_weights, "has no model.safetensors"),
         (no_tokenizer, "tokenizer"),

@@ -62,7 +62,7 @@ class Batch:
         visible: Tensor,
         generation_ids: Tensor,
         uses_shadow: bool,
-        guide: tuple[Tensor, Tensor] | None,
+        guide: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.backbone, self.config = backbone, config
         batch, self.prompt_length = prompt.shape
