@@ -183,7 +183,14 @@ def _check_guide(
     batch, length = prompt.shape
     if ids.shape[0] != batch or ids.shape[1] > length:
         raise ValueError(f"unconditional_ids: expected shape ({batch}, U) with U <= {length}, got {tuple(ids.shape)}")
-    return tuple(F.pad(tensor, (length - ids.shape[1], 0)) for tensor in (ids, visible))  # type: ignore[return-value]
+    longest = int(visible.sum(1).max()) + config.max_new_tokens
+    if longest > backbone.max_length:
+        raise ValueError(
+            f"unconditional_ids: they and the generation need {longest} positions, the model's limit is "
+            f"{backbone.max_length}"
+        )
+    on_the_left = (length - ids.shape[1], 0)
+    return F.pad(ids, on_the_left), F.pad(visible, on_the_left)
 
 
 def _check_graph(config: GenerationConfig, device: torch.device) -> None:

@@ -9,12 +9,13 @@ interrupted run resumes exactly where it stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,7 +28,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 from .models.llada import LLaDAConfig, LLaDAModelLM
-from .tasks import TASKS, Task
+from .tasks import TASKS, Item, Task
+from .tasks.evaluation import encode_answers
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|mdm_mask|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -99,7 +101,7 @@ class Texts:
         return build_model(recipe, self.tokenizer)
 
     def batch(self, name: str, count: int, rng: random.Random) -> Batch:
-        tokens, start = encode_items(TASKS[name], count, rng, self.tokenizer)
+        tokens, start = training_rows(TASKS[name], count, rng, self.tokenizer)
         return Batch(tokens, start, tokens.shape[1] - start)
 
 
@@ -151,18 +153,17 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LLaDAMode
     return LLaDAModelLM(config)
 
 
-def encode_items(task: Task, count: int, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, int]:
+def training_rows(task: Task, count: int, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, int]:
     """``count`` training items as token ids (count, P + G), answers padded with the end token, and P."""
-    items = _training_items(task, rng)
-    rows = [next(items) for _ in range(count)]
-    prompts = tokenizer([f"<|user|>{item.prompt}<|assistant|>" for item in rows], add_special_tokens=False)["input_ids"]
-    answers = tokenizer([item.answer for item in rows], add_special_tokens=False)["input_ids"]
-    padded = [answer + [tokenizer.eos_token_id] * (task.max_new_tokens - len(answer)) for answer in answers]
-    return torch.tensor([p + a for p, a in zip(prompts, padded, strict=True)]), len(prompts[0])
+    items = draw_items(task, count, rng)
+    chats = [f"<|user|>{item.prompt}<|assistant|>" for item in items]
+    prompts = tokenizer(chats, add_special_tokens=False)["input_ids"]
+    return torch.cat((torch.tensor(prompts), encode_answers(tokenizer, task, items)), dim=1), len(prompts[0])
 
 
-def _training_items(task: Task, rng: random.Random) -> Iterator[Any]:
-    return task.items("train", rng.getrandbits(62))
+def draw_items(task: Task, count: int, rng: random.Random) -> list[Item]:
+    """``count`` items of the training split, chosen by ``rng``."""
+    return list(itertools.islice(task.items("train", rng.getrandbits(62)), count))
 
 
 def mask_response(

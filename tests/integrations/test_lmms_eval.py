@@ -13,23 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_mmada import save_small_mmada
 
 import wino
-from wino.multimodal import MagvitConfig, MAGVITv2, load
-from wino.multimodal.pretrain import Pictures, save_folder
-from wino.pretrain import Recipe
+from wino.multimodal import load
 from wino.tasks import PICTURE_TASKS
 from wino.tasks.scenes import render, scene_of
-
-SMALL = MagvitConfig(
-    channels=4,
-    encoder_multipliers=(1, 1, 1, 1),
-    decoder_multipliers=(1, 1, 1, 1),
-    encoder_blocks=(1, 1, 1, 1),
-    decoder_blocks=(1, 1, 1, 1),
-    code_bits=4,
-    norm_groups=2,
-)
 
 
 @dataclass
@@ -66,8 +55,8 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         "lmms_eval.models.registry_v2",
     ):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules["lmms_eval.api.model"].lmms = Lmms  # type: ignore[attr-defined]
-    sys.modules["lmms_eval.models.registry_v2"].ModelManifest = Manifest  # type: ignore[attr-defined]
+    vars(sys.modules["lmms_eval.api.model"])["lmms"] = Lmms
+    vars(sys.modules["lmms_eval.models.registry_v2"])["ModelManifest"] = Manifest
     monkeypatch.delitem(sys.modules, "wino.integrations.lmms_eval", raising=False)
     yield importlib.import_module("wino.integrations.lmms_eval")
     sys.modules.pop("wino.integrations.lmms_eval", None)
@@ -75,11 +64,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    corpus = Pictures(MAGVITv2(SMALL).eval().requires_grad_(False))
-    path = tmp_path_factory.mktemp("mmada") / "model"
-    save_folder(corpus.build_model(Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)), corpus, path)
-    return path
+    return save_small_mmada(tmp_path_factory.mktemp("mmada") / "model")
 
 
 def requests(model: Any, contexts: list[str], settings: list[dict[str, Any]]) -> list[Request]:
@@ -105,7 +90,7 @@ def test_answers_are_those_of_the_loop_in_the_order_of_requests(plugin: ModuleTy
     reference, processor = load(folder, dtype=torch.float32)
     for request, answer, (length, block) in zip(asked, answers, ((8, 8), (12, 6), (8, 8)), strict=True):
         item = model.task_dict["scenes"]["test"][request.args[3]]
-        ids, mask = processor.encode([request.args[0].replace("<image> ", "")], [render(scene_of(item))])
+        ids, mask = processor.encode_with_pictures([request.args[0].replace("<image> ", "")], [render(scene_of(item))])
         out = wino.generate(reference, ids, mask, max_new_tokens=length, block_length=block, threshold=0.5)
         generated = out.sequences[0, ids.shape[1] :].tolist()
         generated = generated[: [*generated, processor.eos_token_id].index(processor.eos_token_id)]

@@ -155,13 +155,13 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_the_hub_is_asked_for_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small().save(tmp_path)
-    monkeypatch.setattr("wino.multimodal.magvit.snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    monkeypatch.setattr("wino.models.loading.snapshot_download", lambda name, allow_patterns: str(tmp_path))
     assert MAGVITv2.load("showlab/magvitv2").config == SMALL
 
     def refuse(name: str, allow_patterns: list[str]) -> str:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("wino.multimodal.magvit.snapshot_download", refuse)
+    monkeypatch.setattr("wino.models.loading.snapshot_download", refuse)
     with pytest.raises(FileNotFoundError, match=r"showlab/magvitv2: no such folder, .*no route to host"):
         MAGVITv2.load("showlab/magvitv2")
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_mmada import IMAGE_TOKENIZER, SHAPE, build_corpus
+from torch import Tensor
 
 import wino
 from wino import pretrain
-from wino.multimodal import MagvitConfig, MAGVITv2, Processor, load
+from wino.multimodal import MAGVITv2, Processor, load
 from wino.multimodal.pretrain import (
     DRAWING,
     PICTURES,
@@ -30,30 +32,19 @@ from wino.tasks import PICTURE_TASKS, TASKS, split_of
 from wino.tasks.evaluation import encode_items, evaluate
 from wino.tasks.scenes import scene_key, scene_of
 
-SMALL = MagvitConfig(
-    channels=4,
-    encoder_multipliers=(1, 1, 1, 1),
-    decoder_multipliers=(1, 1, 1, 1),
-    encoder_blocks=(1, 1, 1, 1),
-    decoder_blocks=(1, 1, 1, 1),
-    code_bits=4,
-    norm_groups=2,
-)
-SHAPE = {"d_model": 32, "n_layers": 1, "n_heads": 2, "mlp_hidden_size": 48}
 FAMILIES = (("caption", 2), ("question", 3), (DRAWING, 2))
 
 
 @pytest.fixture(scope="module")
 def corpus() -> Pictures:
-    torch.manual_seed(0)
-    return Pictures(MAGVITv2(SMALL).eval().requires_grad_(False))
+    return build_corpus()
 
 
 def test_rows_are_what_decoding_sees(corpus: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, layout = corpus.tokenizer, corpus.processor.layout
     for name, task in PICTURE_TASKS.items():
         asked = training_items(task, 5)
-        monkeypatch.setattr("wino.multimodal.pretrain.training_items", lambda *_, items=asked: items)
+        monkeypatch.setattr("wino.multimodal.pretrain.draw_items", lambda *_, items=asked: items)
         batch = corpus.batch(name, 5, random.Random(0))
         ids, mask = encode_items(corpus.processor, task, asked)
         assert {split_of(scene_key(scene_of(item))) for item in asked} == {"train"}
@@ -97,17 +88,17 @@ def test_left_padding_does_not_change_a_loss(corpus: Pictures) -> None:
 
 
 def test_the_image_tokenizer_learns_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = TokenizerRecipe(steps=24, batch=4, lr=5e-3, config=SMALL, warmup_steps=2)
+    recipe = TokenizerRecipe(steps=24, batch=4, lr=5e-3, config=IMAGE_TOKENIZER, warmup_steps=2)
     whole = train_image_tokenizer(recipe, tmp_path / "whole")
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 24 and log[-1]["error"] < 0.7 * log[0]["error"]
-    calls = []
+    calls: list[int] = []
 
-    def interrupted(*arguments: object) -> object:
-        calls.append(1)
+    def interrupted(model: MAGVITv2, pixels: Tensor, recipe: TokenizerRecipe, step: int) -> dict[str, Tensor]:
+        calls.append(step)
         if len(calls) == 15:
             raise KeyboardInterrupt
-        return tokenizer_loss(*arguments)  # type: ignore[arg-type]
+        return tokenizer_loss(model, pixels, recipe, step)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("wino.multimodal.pretrain.tokenizer_loss", interrupted)
@@ -128,7 +119,7 @@ def test_a_folder_loads_decodes_and_collects(tmp_path: Path, corpus: Pictures) -
     model = train(recipe, tmp_path / "run", corpus)
     save_folder(model, corpus, tmp_path / "model")
     again, processor = load(tmp_path / "model")
-    assert isinstance(processor, Processor) and processor.magvit.config == SMALL
+    assert isinstance(processor, Processor) and processor.magvit.config == IMAGE_TOKENIZER
     task = PICTURE_TASKS["caption"]
     items = training_items(task, 3)
     config = wino.GenerationConfig(decoder="wino", max_new_tokens=task.max_new_tokens)
@@ -156,7 +147,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_what_does_not_fit_together(tmp_path: Path, corpus: Pictures) -> None:
     config = corpus.build_model(Recipe(**SHAPE)).config
     with pytest.raises(ValueError, match="image tokenizer: the model has 16 codes, it 32"):
-        Processor(corpus.tokenizer, config, MAGVITv2(dataclasses.replace(SMALL, code_bits=5)))
+        Processor(corpus.tokenizer, config, MAGVITv2(dataclasses.replace(IMAGE_TOKENIZER, code_bits=5)))
     config.num_vq_tokens = 35
     with pytest.raises(ValueError, match="num_vq_tokens: 35 codes are no square"):
         Processor(corpus.tokenizer, config, corpus.processor.magvit)

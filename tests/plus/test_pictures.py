@@ -7,34 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_mmada import save_small_mmada
 from test_plus_cli import fails, run
 from test_train import make_recipe
 
-from wino.multimodal import MagvitConfig, MAGVITv2, load
-from wino.multimodal.pretrain import Pictures, save_folder
+from wino.multimodal import load
 from wino.plus.merge import merge
 from wino.plus.records import read_trajectories, write_trajectories
 from wino.plus.train import train
-from wino.pretrain import Recipe
-
-SMALL = MagvitConfig(
-    channels=4,
-    encoder_multipliers=(1, 1, 1, 1),
-    decoder_multipliers=(1, 1, 1, 1),
-    encoder_blocks=(1, 1, 1, 1),
-    decoder_blocks=(1, 1, 1, 1),
-    code_bits=4,
-    norm_groups=2,
-)
 
 
 @pytest.fixture(scope="module")
 def mmada(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    corpus = Pictures(MAGVITv2(SMALL).eval().requires_grad_(False))
-    folder = tmp_path_factory.mktemp("mmada") / "model"
-    save_folder(corpus.build_model(Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)), corpus, folder)
-    return folder
+    return save_small_mmada(tmp_path_factory.mktemp("mmada") / "model")
 
 
 def test_from_pictures_to_a_merged_model(tmp_path: Path, mmada: Path) -> None:

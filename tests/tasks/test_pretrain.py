@@ -13,7 +13,15 @@ from torch import Tensor
 
 from wino import pretrain
 from wino.models import LLaDAModelLM
-from wino.pretrain import Recipe, build_model, build_tokenizer, encode_items, learning_rate_factor, mask_response, train
+from wino.pretrain import (
+    Recipe,
+    build_model,
+    build_tokenizer,
+    learning_rate_factor,
+    mask_response,
+    train,
+    training_rows,
+)
 from wino.tasks import TASKS, split_of
 
 MASK = 1
@@ -61,7 +69,7 @@ def test_training_rows_are_prompt_answer_and_end_tokens_of_training_items(
     splits: list[str] = []
     items = type(task).items
     monkeypatch.setattr(type(task), "items", lambda self, split, seed: splits.append(split) or items(self, split, seed))
-    rows, prompt_length = encode_items(task, 5, random.Random(0), tokenizer)
+    rows, prompt_length = training_rows(task, 5, random.Random(0), tokenizer)
     assert splits and set(splits) == {"train"}
     assert rows.shape == (5, prompt_length + task.max_new_tokens)
     for row in rows:

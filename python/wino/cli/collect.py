@@ -10,7 +10,7 @@ from typing import Any
 from ..config import GenerationConfig
 from ..plus.collect import TEMPERATURES, THRESHOLD, THRESHOLD_BACK, Shard, collect, training_items
 from ..plus.records import read_trajectories
-from ..tasks import Item, PictureTask, Task
+from ..tasks import Item, Task
 from .errors import BadInputError
 from .evaluate import task_to_run
 from .report import progress
@@ -38,7 +38,7 @@ def run_collect(
     task = task_to_run(task_name, allow_code_execution)
     items = _items(task, data, n, item_seed)
     shard = _shard()
-    session = open_session(model, device or _own_gpu(shard), pictures=isinstance(task, PictureTask))
+    session = open_session(model, device or _own_gpu(shard), tasks=[task])
     own = {**task.presets.get("wino", {}), "threshold": THRESHOLD, "threshold_back": THRESHOLD_BACK}
     defaults = {"max_new_tokens": task.max_new_tokens, **own}
     config = GenerationConfig(**{**defaults, **settings, "decoder": "wino"})

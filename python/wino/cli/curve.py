@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..config import GenerationConfig
 from ..files import write_atomically
-from ..tasks import Item, PictureTask, Task
+from ..tasks import Item, Task
 from ..tasks.curve import Point, Workbench, compare, markdown_table, plot_curves
 from .errors import BadInputError
 from .evaluate import select_configs, select_items, task_to_run
@@ -48,8 +48,7 @@ def run_curve(
     to_run = [task_to_run(name, allow_code_execution) for name in tasks]
     chosen = {task.name: (task, select_items(task, data, split, item_seed, n)) for task in to_run}
     out.mkdir(parents=True, exist_ok=True)
-    pictures = any(isinstance(task, PictureTask) for task in to_run)
-    sessions = {label: open_session(name, device, pictures=pictures) for label, name in map(_labelled, models)}
+    sessions = {label: open_session(name, device, tasks=to_run) for label, name in map(_labelled, models)}
     points: dict[str, list[Point]] = {name: [] for name in chosen}
     configs = {
         (label, name): list(_configs(session, task, settings, decoders, thresholds))

@@ -192,7 +192,7 @@ def play(console: Console, session: Session, show: Show, *, animate: bool, speed
             say(
                 console,
                 f"  {decode.title}: {decode.text}  ({outcome}, {len(decode.records)} passes, "
-                f"{decode.taken_back} tokens taken back)",
+                f"{decode.taken_back} {'token' if decode.taken_back == 1 else 'tokens'} taken back)",
             )
         return
     stage = Stage(console, session, show)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..config import GenerationConfig
 from ..files import write_atomically
-from ..tasks import SPLITS, Item, PictureTask, Task, get_task
+from ..tasks import SPLITS, Item, Task, get_task
 from ..tasks.evaluation import Evaluation, evaluate
 from ..tasks.presets import decoder_configs, preset_of
 from ..tasks.text import CodeTask, TextTask
@@ -102,7 +102,7 @@ def run_eval(
     items = select_items(task, data, split, item_seed, n)
     if json_file is not None:
         check_writable(json_file)
-    session = open_session(model, device, pictures=isinstance(task, PictureTask))
+    session = open_session(model, device, tasks=[task])
     configs = select_configs(task, settings, session.presets)
     evaluations = evaluate_all(session, task, items, configs, batch_size)
     console = Console(highlight=False)

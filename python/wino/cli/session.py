@@ -6,12 +6,13 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..tasks import PictureTask, Task
 from .errors import BadInputError, one_line
 
 SETTINGS = (
@@ -74,11 +75,12 @@ def one_of(option: str, values: list[Any]) -> Any:
     return values[0] if values else None
 
 
-def open_session(name: str, device: str | None = None, *, pictures: bool = False) -> Session:
+def open_session(name: str, device: str | None = None, *, tasks: Sequence[Task] = ()) -> Session:
     """Load the model called ``name`` with its presets; a status line says so on a terminal.
 
-    ``pictures``: a MMaDA with its image tokenizer.
+    If one of ``tasks`` has pictures: a MMaDA with its image tokenizer.
     """
+    pictures = any(isinstance(task, PictureTask) for task in tasks)
     if pictures:
         require("multimodal", "PIL")
     with status(f"loading {name} ..."):

@@ -10,7 +10,7 @@ from torch import Tensor
 import wino_kernels
 
 from ..config import MASKGIT_STEPS, GenerationConfig
-from .base import BlockState, Decoder, uniform_draws
+from .base import BlockState, Decoder, keep_rows, uniform_draws
 
 _LEAST = 1e-20  # what logarithms are taken of at least, as in MMaDA's code
 
@@ -50,4 +50,4 @@ class MaskGit(Decoder):
 
     def keep(self, rows: Tensor) -> None:
         """Only ``rows`` of the sequences go on; the schedule is that of all."""
-        self.masks_at_start = self.masks_at_start.index_select(0, rows)
+        keep_rows(self, rows, shared=("masked_share", "noise"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def load(
 def checkpoint_folder(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint that :func:`load` accepts; a hub id is downloaded."""
     name = str(name_or_path)
-    return bundled_folder(name) if name in (BUNDLED, BUNDLED_PLUS) else _folder(name_or_path)
+    if name in (BUNDLED, BUNDLED_PLUS):
+        return bundled_folder(name)
+    return local_folder(name_or_path, _HUB_FILES, f"neither {BUNDLED!r} nor a hub id owner/name")
 
 
 def bundled_folder(name: str = BUNDLED) -> Path:
@@ -65,15 +68,22 @@ def bundled_folder(name: str = BUNDLED) -> Path:
     return folder
 
 
-def _folder(name_or_path: str | Path) -> Path:
+def local_folder(
+    name_or_path: str | Path, hub_files: Sequence[str], otherwise: str = "not a hub id owner/name"
+) -> Path:
+    """The folder of that path, or ``hub_files`` of that hub id, downloaded.
+
+    Raises:
+        FileNotFoundError: neither; the message ends with ``otherwise`` if it cannot be an id.
+    """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
     looks_like_id = isinstance(name_or_path, str) and name_or_path.count("/") == 1 and name_or_path[0] not in "./~"
     if not looks_like_id:
-        raise FileNotFoundError(f"{name_or_path}: no such folder, and neither {BUNDLED!r} nor a hub id owner/name")
+        raise FileNotFoundError(f"{name_or_path}: no such folder, and {otherwise}")
     try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(str(name_or_path), allow_patterns=list(hub_files)))
     except Exception as error:  # the hub client raises its own, HTTP and OS errors alike
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"{name_or_path}: no such folder, and the hub did not deliver it ({reason})") from error
@@ -130,6 +140,12 @@ def _check_tensors(folder: Path, config: LLaDAConfig) -> list[Path]:
                 found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{shard} is not a readable safetensors file: {error}") from error
+    check_shapes(f"the checkpoint {folder}", found, expected)
+    return shards
+
+
+def check_shapes(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ``ValueError`` naming the tensors that ``found`` misses, has beyond ``expected``, or has misshapen."""
     common = [name for name in expected if name in found]
     problems = {
         "misses": [name for name in expected if name not in found],
@@ -140,8 +156,7 @@ def _check_tensors(folder: Path, config: LLaDAConfig) -> list[Path]:
     }
     faults = [f"{verb} tensors {_listed(names)}" for verb, names in problems.items() if names]
     if faults:
-        raise ValueError(f"the checkpoint {folder} does not fit its config.json: it {'; it '.join(faults)}")
-    return shards
+        raise ValueError(f"{what} does not fit its config.json: it {'; it '.join(faults)}")
 
 
 def _listed(names: list[str]) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..files import write_atomically
+from ..models.loading import check_shapes, local_folder
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
@@ -268,26 +268,13 @@ class MAGVITv2(nn.Module):
             FileNotFoundError: no such folder or hub id, or it holds no weights.
             ValueError: tensors are missing, unexpected or misshapen (named).
         """
-        folder = Path(name_or_path).expanduser()
-        if not folder.is_dir():
-            try:
-                folder = Path(snapshot_download(str(name_or_path), allow_patterns=["*.json", *_WEIGHTS]))
-            except Exception as error:  # the hub client raises its own, HTTP and OS errors alike
-                reason = str(error).strip().splitlines()[0]
-                raise FileNotFoundError(
-                    f"{name_or_path}: no such folder, and the hub did not deliver it ({reason})"
-                ) from error
+        folder = local_folder(name_or_path, ["*.json", *_WEIGHTS])
         model = cls(_read_config(folder))
         tensors = _read_weights(folder)
-        expected = model.state_dict()
-        problems = {
-            "misses": sorted(set(expected) - set(tensors)),
-            "has unexpected": sorted(set(tensors) - set(expected)),
-            "has misshapen": sorted(n for n in set(expected) & set(tensors) if expected[n].shape != tensors[n].shape),
-        }
-        faults = [f"{verb} tensors {', '.join(names[:6])}" for verb, names in problems.items() if names]
-        if faults:
-            raise ValueError(f"{folder} does not hold the MAGVIT-v2 of its configuration: it {'; it '.join(faults)}")
+        found, expected = (
+            {name: tuple(value.shape) for name, value in state.items()} for state in (tensors, model.state_dict())
+        )
+        check_shapes(f"the image tokenizer {folder}", found, expected)
         model.load_state_dict(tensors)
         module: nn.Module = model.requires_grad_(False).eval()
         module.to(device or "cpu", torch.float32)

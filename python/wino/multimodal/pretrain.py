@@ -24,6 +24,7 @@ from ..pretrain import (
     Batch,
     Recipe,
     chat_tokenizer,
+    draw_items,
     run,
     save_model_folder,
     take_optimizer_steps,
@@ -31,6 +32,7 @@ from ..pretrain import (
 )
 from ..tasks import PICTURE_TASKS
 from ..tasks.base import Item
+from ..tasks.evaluation import encode_answers
 from ..tasks.scenes import SIDE, Captions, words
 from .magvit import MagvitConfig, MAGVITv2
 from .pixels import to_pixels
@@ -75,11 +77,6 @@ class TokenizerRecipe:
     config: MagvitConfig = PICTURES
 
 
-def training_items(name: str, count: int, rng: random.Random) -> list[Item]:
-    items = PICTURE_TASKS[name].items("train", rng.getrandbits(62))
-    return [next(items) for _ in range(count)]
-
-
 def pixels_of(items: Sequence[Item], task: Captions) -> Tensor:
     return torch.stack([to_pixels(task.picture(item), SIDE) for item in items])
 
@@ -110,7 +107,7 @@ def train_image_tokenizer(recipe: TokenizerRecipe, folder: Path, *, checkpoint_e
 
     def take_step(step: int) -> dict[str, float]:
         rng = random.Random(f"{recipe.seed}/tokenizer/{step}")
-        pixels = pixels_of(training_items(task.name, recipe.batch, rng), task)
+        pixels = pixels_of(draw_items(task, recipe.batch, rng), task)
         losses = tokenizer_loss(model, pixels, recipe, step)
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -163,7 +160,7 @@ class Pictures:
 
     def batch(self, name: str, count: int, rng: random.Random) -> Batch:
         task = PICTURE_TASKS["caption" if name == DRAWING else name]
-        items = training_items(task.name, count, rng)
+        items = draw_items(task, count, rng)
         codes = self.processor.codes([task.picture(item) for item in items])
         layout = self.processor.layout
         if name == DRAWING:
@@ -172,9 +169,7 @@ class Pictures:
             end = torch.full((count, 1), layout.picture_region(0)[-1])
             return _batch(prompts, codes + layout.code_offset, end)
         prompts = [layout.about_picture(picture, item.prompt) for picture, item in zip(codes, items, strict=True)]
-        answers = self.tokenizer([item.answer for item in items], add_special_tokens=False)["input_ids"]
-        ends = [[self.tokenizer.eos_token_id] * (task.max_new_tokens - len(answer)) for answer in answers]
-        responses = torch.tensor([answer + end for answer, end in zip(answers, ends, strict=True)])
+        responses = encode_answers(self.tokenizer, task, items)
         return _batch(prompts, responses, responses[:, :0])
 
 

@@ -58,7 +58,7 @@ class Processor:
         device = next(self.magvit.parameters()).device
         return self.magvit.get_code(torch.stack([to_pixels(picture, self.side) for picture in pictures]).to(device))
 
-    def encode(self, prompts: Sequence[str], pictures: Sequence[Source]) -> tuple[Tensor, Tensor]:
+    def encode_with_pictures(self, prompts: Sequence[str], pictures: Sequence[Source]) -> tuple[Tensor, Tensor]:
         """Each prompt with its picture, left-padded: ids and mask (B, P) int64, on the CPU."""
         laid_out = zip(self.codes(pictures).cpu(), prompts, strict=True)
         return pad_left([self.layout.about_picture(codes, prompt) for codes, prompt in laid_out])

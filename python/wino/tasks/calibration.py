@@ -13,7 +13,7 @@ import torch
 import wino_kernels
 
 from .base import Item, Task
-from .evaluation import encode_items
+from .evaluation import encode_answers, encode_items
 
 _BATCH = 128
 
@@ -55,7 +55,7 @@ def reliability(model: Any, tokenizer: Any, task: Task, items: Sequence[Item], *
     for first in range(0, len(items), _BATCH):
         batch = items[first : first + _BATCH]
         prompts, visible = encode_items(tokenizer, task, batch)
-        answers = torch.tensor([_answer(tokenizer, task, item) for item in batch])
+        answers = encode_answers(tokenizer, task, batch)
         masked = torch.zeros_like(answers, dtype=torch.bool)
         for row in masked:
             row[rng.sample(range(len(row)), rng.randint(1, len(row)))] = True
@@ -67,15 +67,6 @@ def reliability(model: Any, tokenizer: Any, task: Task, items: Sequence[Item], *
         confidence += probability.tolist()
         right += (drafted == answers[masked]).tolist()
     return binned(confidence, right)
-
-
-def _answer(tokenizer: Any, task: Task, item: Item) -> list[int]:
-    if not item.answer:
-        raise ValueError(f"items: {item.key!r} has no worked answer")
-    ids = tokenizer(item.answer, add_special_tokens=False)["input_ids"]
-    if len(ids) > task.max_new_tokens:
-        raise ValueError(f"items: the answer of {item.key!r} has {len(ids)} tokens, {task.max_new_tokens} fit")
-    return ids + [tokenizer.eos_token_id] * (task.max_new_tokens - len(ids))
 
 
 def binned(confidence: Sequence[float], right: Sequence[bool]) -> Reliability:

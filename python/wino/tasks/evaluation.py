@@ -105,9 +105,26 @@ def encode_items(tokenizer: Any, task: Task, items: Sequence[Item]) -> tuple[tor
     prompts, pictures = [item.prompt for item in items], [task.picture(item) for item in items]
     if all(picture is None for picture in pictures):
         return encode_prompts(tokenizer, prompts)
-    if not hasattr(tokenizer, "magvit"):
+    if not hasattr(tokenizer, "encode_with_pictures"):
         raise ValueError(f"task {task.name} has pictures: expected a MMaDA and its wino.multimodal.Processor")
-    return tokenizer.encode(prompts, pictures)
+    return tokenizer.encode_with_pictures(prompts, pictures)
+
+
+def encode_answers(tokenizer: Any, task: Task, items: Sequence[Item]) -> torch.Tensor:
+    """Worked answers (B, G) int64, end tokens behind them.
+
+    Raises:
+        ValueError: an item has no worked answer, or one that does not fit the task's generation length.
+    """
+    rows = []
+    for item in items:
+        if not item.answer:
+            raise ValueError(f"items: {item.key!r} has no worked answer")
+        ids = tokenizer(item.answer, add_special_tokens=False)["input_ids"]
+        if len(ids) > task.max_new_tokens:
+            raise ValueError(f"items: the answer of {item.key!r} has {len(ids)} tokens, {task.max_new_tokens} fit")
+        rows.append(ids + [tokenizer.eos_token_id] * (task.max_new_tokens - len(ids)))
+    return torch.tensor(rows)
 
 
 def _unencodable(tokenizer: Any, prompt: str) -> str:
