@@ -45,6 +45,10 @@ class Task(ABC):
     def draw(self, rng: random.Random) -> Item:
         """A random problem."""
 
+    def split_key(self, item: Item) -> str:
+        """What decides the split of ``item``: two items with one such key are never in different splits."""
+        return item.key
+
     @abstractmethod
     def grade(self, item: Item, text: str) -> bool:
         """Whether ``text``, as a model wrote it, answers ``item``. Never evaluates the text; any string is safe."""
@@ -69,7 +73,7 @@ class Task(ABC):
         seen: set[str] = set()
         while True:
             item = self.draw(rng)
-            if split_of(item.key) == split and item.key not in seen:
+            if split_of(self.split_key(item)) == split and item.key not in seen:
                 if split != "train":
                     seen.add(item.key)
                 yield item

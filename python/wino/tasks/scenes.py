@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .base import SPLITS, Item, Task, split_of
+from .base import Item, Task
 from .cider import cider
 
 SIZES = ("small", "large")
@@ -129,20 +129,8 @@ class PictureTask(Task):
     def draw(self, rng: random.Random) -> Item:
         return self.ask(draw_scene(rng), rng)
 
-    def items(self, split: str, seed: int = 0) -> Iterator[Item]:
-        if split not in SPLITS:
-            raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
-        rng = random.Random(f"{self.name}/{split}/{seed}")
-        seen: set[str] = set()
-        while True:
-            scene = draw_scene(rng)
-            if split_of(scene_key(scene)) != split:
-                continue
-            item = self.ask(scene, rng)
-            if item.key not in seen:
-                if split != "train":
-                    seen.add(item.key)
-                yield item
+    def split_key(self, item: Item) -> str:
+        return scene_key(scene_of(item))
 
     def load(self, path: Path) -> list[Item]:
         raise ValueError(f"{path}: task {self.name} has generated pictures only")
