@@ -84,6 +84,21 @@ def test_configurations_that_cannot_be(changes: dict[str, Any], match: str) -> N
         MMadaConfig(**fields(**changes))
 
 
+def test_no_row_of_attention_is_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What attention makes of such a row is a kernel's own affair: zeros in one, NaN in another."""
+    masks, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*tensors: torch.Tensor, attn_mask: torch.Tensor, **settings: Any) -> torch.Tensor:
+        masks.append(attn_mask)
+        return attend(*tensors, attn_mask=attn_mask, **settings)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", noted)
+    padding = torch.arange(20)[None] >= torch.tensor([[0], [7]])
+    both = (padding[:, :, None] & padding[:, None, :])[:, None]
+    MMadaModelLM(MMadaConfig(**fields())).eval()(torch.randint(0, 64, (2, 20)), attention_bias=both)
+    assert masks and all(mask.any(-1).all() and torch.equal(mask[both], both[both]) for mask in masks)
+
+
 def test_a_bias_and_a_mask_are_both_obeyed() -> None:
     """MMaDA's own callers pass ``mask_i and mask_j``, in which padded queries see nothing."""
     model = MMadaModelLM(MMadaConfig(**fields())).eval()

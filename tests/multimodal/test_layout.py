@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import wino
 from wino.models import MMadaConfig, MMadaModelLM
 from wino.multimodal import PromptLayout, draw, drawing_config, pad_left
 
@@ -176,6 +177,28 @@ def test_drawing() -> None:
     assert not torch.equal(drawn[0.0], drawn[2.0])
     codes, out = draw(model(), layout, ["a"])
     assert int(out.steps) <= 15 and codes.shape == (1, PICTURE)
+
+
+def test_drawings_are_guided_by_the_prompt_of_no_text() -> None:
+    layout, settings = PromptLayout(tokenizer(), config()), {"steps": 4, "cfg_scale": 2.0, "seed": 3}
+    codes, _ = draw(model(), layout, ["a red cube"], drawing_config(layout, **settings))
+    out = wino.generate(
+        model(),
+        torch.tensor([layout.for_picture("a red cube")]),
+        generation_config=drawing_config(layout, **settings),
+        generation_ids=torch.tensor([layout.picture_region(1)]),
+        unconditional_ids=torch.tensor([layout.for_picture("")]),
+    )
+    assert torch.equal(layout.codes_of(out.sequences[:, -PICTURE - 1 :]), codes)
+    masked, _ = draw(
+        model(),
+        layout,
+        ["a red cube"],
+        drawing_config(layout, **settings),
+        unconditional_ids=None,
+        unconditional_mask=None,
+    )
+    assert not torch.equal(masked, codes)
 
 
 def test_codes_of_a_decode_without_a_range() -> None:

@@ -109,6 +109,22 @@ def test_the_image_tokenizer_learns_and_resumes_exactly(tmp_path: Path, monkeypa
         train_image_tokenizer(dataclasses.replace(recipe, lr=1e-3), tmp_path / "whole")
 
 
+def test_the_decoder_sees_soft_bits_first_and_then_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = TokenizerRecipe(steps=10, soft_fraction=0.4, config=IMAGE_TOKENIZER)
+    model, pixels = MAGVITv2(IMAGE_TOKENIZER), torch.rand(2, 3, 48, 48)
+    seen: list[Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    for step in (0, 3, 4, 9):
+        model.zero_grad()
+        torch.stack(list(tokenizer_loss(model, pixels, recipe, step).values())).sum().backward()
+        gradient = model.encoder.conv_in.weight.grad
+        assert gradient is not None and gradient.isfinite().all() and gradient.any()
+    grid = model.encoder(pixels)
+    assert torch.allclose(seen[0], torch.tanh(grid)) and torch.allclose(seen[1], torch.tanh(3.25 * grid))
+    for bits in seen[2:]:
+        assert torch.allclose(bits, torch.where(grid > 0, 1.0, -1.0))
+
+
 def test_the_published_class_of_tokenizer() -> None:
     assert PICTURES.patch == 8 and PICTURES.codebook_size == 1024
     assert PICTURES.channels % PICTURES.norm_groups == 0
