@@ -52,7 +52,6 @@ def roofline(rows: list[Row], path: Path) -> None:
     intensities = [row["operations"] / row["bytes"] for row in timed]
     # The last shape of each operator stands for it.
     shapes = {row["operator"]: row["label"] for row in timed}
-    labels: dict[tuple[float, float], list[str]] = {}
     for colour, (operator, label) in zip(COLOURS, shapes.items(), strict=False):
         points = {row["contender"]: row for row in timed if row["label"] == label}
         intensity = points["ours"]["operations"] / points["ours"]["bytes"]
@@ -60,20 +59,7 @@ def roofline(rows: list[Row], path: Path) -> None:
         ours, worst = reached["ours"], min(reached.values())
         axis.plot([intensity] * 2, [worst, ours], color=colour, linewidth=0.8, alpha=0.6, zorder=1)
         axis.plot(intensity, worst, "o", color=colour, markerfacecolor="white", markersize=6)
-        axis.plot(intensity, ours, "o", color=colour, markersize=7)
-        near = [
-            place for place in labels if all(0.8 < a / b < 1.25 for a, b in zip(place, (intensity, ours), strict=True))
-        ]
-        labels.setdefault(near[0] if near else (intensity, ours), []).append(operator)
-    below = True
-    for place, operators in sorted(labels.items()):
-        patch = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        crowded = any(1 < other[0] / place[0] < 4 and 0.6 < other[1] / place[1] < 1.7 for other in labels)
-        where: Row = {"xytext": (7, 0), "va": "center"}
-        if crowded:  # its neighbour's label goes to the other side
-            where = {"xytext": (0, -8 if below else 8), "ha": "center", "va": "top" if below else "bottom"}
-            below = not below
-        axis.annotate("\n".join(operators), place, textcoords="offset points", fontsize=8, bbox=patch, **where)
+        axis.plot(intensity, ours, "o", color=colour, markersize=7, label=operator)
     ends = 0.5 * min(intensities), 6 * max(intensities)
     ridge = min(max(peak / bandwidth, ends[0]), ends[1])
     axis.plot(
@@ -85,8 +71,7 @@ def roofline(rows: list[Row], path: Path) -> None:
     axis.set(xscale="log", yscale="log", xlim=ends)
     axis.set(xlabel="operations a byte that has to be moved", ylabel="10$^9$ operations a second")
     axis.set_title("Operators under the measured limits of this machine", loc="left")
-    axis.plot([], [], "o", color="black", label="ours")
-    axis.plot([], [], "o", color="black", markerfacecolor="white", label="slowest alternative")
+    axis.plot([], [], "o", color="black", markerfacecolor="white", label="hollow: the slowest alternative")
     axis.legend(fontsize=8, frameon=False, loc="lower right")
     axis.grid(which="major", alpha=0.25)
     right = {"textcoords": "offset points", "ha": "right", "fontsize": 8}
