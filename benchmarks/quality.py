@@ -46,10 +46,10 @@ WINO_GRID = [
 
 
 class Bench(Workbench):
-    """One model; every measurement is stored by what decides it."""
+    """One model and its tokenizer; every measurement is stored by what decides it."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, *wino.load(name), CACHE)
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+        super().__init__(name, model, tokenizer, CACHE)
 
     def first(self, task: Task, split: str, count: int, config: GenerationConfig) -> Evaluation:
         """The first ``count`` items of a split."""
@@ -64,27 +64,32 @@ def with_task(task: Task, decoder: str, **settings: Any) -> GenerationConfig:
 
 
 def tune(bench: Bench, folder: Path, tasks: Sequence[Task], count: int) -> None:
-    """For each family and decoder, the fewest steps among the settings that are as accurate as LLaDA's own decoder; the
-    most accurate one where there is none."""
+    """For each family and decoder, the fewest steps among the settings that are as good as LLaDA's own decoder; the
+    best one where there is none."""
     grids: dict[str, list[dict[str, Any]]] = {
         "wino": WINO_GRID,
         "confidence_threshold": [{"threshold": threshold} for threshold in THRESHOLDS[2:]],
     }
     presets: dict[str, dict[str, Any]] = {}
     for task in tasks:
-        reference = bench.first(task, "validation", count, baseline_configs(task)["low_confidence"]).accuracy
+        reference = goodness(bench.first(task, "validation", count, baseline_configs(task)["low_confidence"]))
         print(f"{task.name} low_confidence: {reference:.3f}")
         presets[task.name] = {}
         for decoder, grid in grids.items():
             tried = []
             for settings in grid:
                 result = bench.first(task, "validation", count, with_task(task, decoder, **settings))
-                worse = result.accuracy < reference
-                tried.append((worse, -result.accuracy if worse else result.mean_steps, settings))
-                print(f"{task.name} {decoder} {settings}: {result.accuracy:.3f} @ {result.mean_steps:.2f} steps")
+                worse = goodness(result) < reference
+                tried.append((worse, -goodness(result) if worse else result.mean_steps, settings))
+                print(f"{task.name} {decoder} {settings}: {goodness(result):.3f} @ {result.mean_steps:.2f} steps")
             presets[task.name][decoder] = min(tried, key=lambda row: row[:2])[2]
             print(f"-> {task.name} {decoder}: {presets[task.name][decoder]}")
     write_atomically(folder / PRESETS_FILE, json.dumps({**load_presets(folder), **presets}, indent=2) + "\n")
+
+
+def goodness(result: Evaluation) -> float:
+    """CIDEr of captions, accuracy of answers."""
+    return result.scores.get("cider", result.accuracy)
 
 
 def sweep_configs(task: Task) -> Iterable[tuple[str, GenerationConfig]]:
@@ -217,10 +222,11 @@ def main() -> None:
     folder = bundled_folder() if arguments.model == "wino-tiny" else Path(arguments.model)
     figures_file = DOCS / "quality.json"
     if arguments.command == "tune":
-        tune(Bench(arguments.model), folder, tasks, arguments.items or 1000)
+        tune(Bench(arguments.model, *wino.load(arguments.model)), folder, tasks, arguments.items or 1000)
         return
     if arguments.command == "report":
-        figures = report(Bench(arguments.model), folder, tasks, arguments.items or 2000, arguments.curve_items)
+        bench = Bench(arguments.model, *wino.load(arguments.model))
+        figures = report(bench, folder, tasks, arguments.items or 2000, arguments.curve_items)
         if arguments.task:
             return
         write_atomically(figures_file, json.dumps(figures, indent=1) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 from wino.tasks import PICTURE_TASKS, get_task, split_of
 from wino.tasks.scenes import (
@@ -15,11 +16,13 @@ from wino.tasks.scenes import (
     COLOURS,
     NUMBERS,
     PLACES,
+    SIDE,
     Captions,
     Questions,
     Thing,
     captions,
     draw_scene,
+    read_scene,
     render,
     scene_key,
     scene_of,
@@ -63,6 +66,22 @@ def test_shapes_and_sizes_look_different() -> None:
             covered[shape, size] = int((shades > 130).sum())
     assert len(set(covered.values())) >= 9
     assert all(covered[shape, "small"] * 2 < covered[shape, "large"] for shape, _ in covered)
+
+
+def test_pictures_are_read_as_what_was_drawn() -> None:
+    rng = random.Random(8)
+    for most in (4, 9):
+        for _ in range(60):
+            scene = draw_scene(rng, 2, most)
+            assert read_scene(render(scene)) == scene
+    assert read_scene(Image.new("RGB", (SIDE, SIDE), (40, 40, 40))) == ()
+    # A little blur and noise changes nothing: what the image tokenizer gives back is no render.
+    scene = draw_scene(rng)
+    pixels = np.asarray(render(scene).filter(ImageFilter.GaussianBlur(0.6))).astype(int)
+    noisy = (pixels + np.random.default_rng(0).integers(-15, 16, pixels.shape)).clip(0, 255)
+    assert read_scene(Image.fromarray(noisy.astype(np.uint8))) == scene
+    with pytest.raises(ValueError, match="picture: expected 48 x 48 pixels, got 50 x 48"):
+        read_scene(Image.new("RGB", (50, 48)))
 
 
 def test_a_picture_is_the_same_every_time() -> None:

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..tasks import PICTURE_TASKS, SPLITS, TASKS, TEXT_TASK_NAMES
+from ..tasks import PICTURE_TASKS, SPLITS, TASKS, TEXT_TASK_NAMES, VISUAL_TASK_NAMES
 from .errors import OneLineErrors
 
-_TASK_NAMES = f"{', '.join(TASKS)}; of a MMaDA {', '.join(PICTURE_TASKS)}; with --data {', '.join(TEXT_TASK_NAMES)}"
+_TASK_NAMES = (
+    f"{', '.join(TASKS)}; with --data {', '.join(TEXT_TASK_NAMES)}; "
+    f"of a MMaDA {', '.join(PICTURE_TASKS)}, with --data {', '.join(VISUAL_TASK_NAMES)}"
+)
 _EPILOG = (
     "Errors are one line on stderr. Exit codes: 0 done, 2 bad input, 130 interrupted. "
     "WINO_BACKEND chooses the kernels, WINO_TRACEBACK=1 shows where an error came from."
@@ -30,7 +33,7 @@ app = typer.Typer(
 )
 
 _DECODING = "Decoding"
-_MODEL_HELP = "The bundled wino-tiny or wino-tiny-plus, a folder in Hugging Face layout, or a hub id."
+_MODEL_HELP = "The bundled wino-tiny, wino-tiny-plus or wino-tiny-mmada, a folder in Hugging Face layout, or a hub id."
 
 _DECODER_HELP = "wino, low_confidence, confidence_threshold, prophet or maskgit."
 _THRESHOLD_HELP = "wino: accept drafts above it; confidence_threshold: at or above it. In (0, 1]."
@@ -145,23 +148,39 @@ def _root(
 
 @app.command("demo")
 def demo_command(
-    model: Model = "wino-tiny",
+    model: Annotated[
+        str | None, typer.Option(help=f"{_MODEL_HELP} wino-tiny, or wino-tiny-mmada with --multimodal, if left out.")
+    ] = None,
     device: Device = None,
+    multimodal: Annotated[
+        bool, typer.Option("--multimodal", help="Pictures: described, asked about, and drawn from descriptions.")
+    ] = False,
     items: Annotated[int, typer.Option(min=1, help="Held-out problems per task in the table.")] = 100,
     seed: Annotated[int, typer.Option(help="Chooses the problems.")] = 0,
     animation: Annotated[bool, typer.Option(help="Show decodes step by step before the table.")] = True,
     fast: Annotated[bool, typer.Option("--fast", help="Play the animation three times as fast.")] = False,
     record: Annotated[
-        Path | None, typer.Option(help="Also write a picture (SVG) of one moment and the tables to this file.")
+        Path | None,
+        typer.Option(
+            help="Also write a picture to this file: one moment and the tables (SVG), or with --multimodal a contact "
+            "sheet (PNG)."
+        ),
     ] = None,
 ) -> None:
-    """Watch problems nobody trained on being solved by LLaDA's decoder and by WINO, then compare all decoders.
+    """Watch problems nobody trained on being solved by LLaDA's decoder and by WINO, then compare all decoders; with
+    --multimodal pictures are described, asked about and drawn.
 
     On a terminal the decodes play side by side; into a pipe or a file goes plain text.
     """
-    from .demo import run_demo
+    from .session import require
 
-    run_demo(model, device, items=items, seed=seed, animation=animation, fast=fast, record=record)
+    if multimodal:
+        require("multimodal", "PIL", "pycocoevalcap")
+        from .gallery import run_gallery as run
+    else:
+        from .demo import run_demo as run
+    name = model or ("wino-tiny-mmada" if multimodal else "wino-tiny")
+    run(name, device, items=items, seed=seed, animation=animation, fast=fast, record=record)
 
 
 @app.command("generate")

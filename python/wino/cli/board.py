@@ -50,6 +50,7 @@ class Board:
         length: positions of the generation region.
         lines: how to lay them out; None: one after another, wrapped by the terminal.
         given: position -> text that the question already had there, drawn apart while the model agrees with it.
+        widths: columns of each position's mask, so that text does not move when words appear; None: one each.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Board:
         length: int,
         lines: Sequence[Line] | None = None,
         given: dict[int, str] | None = None,
+        widths: Sequence[int] | None = None,
     ) -> None:
         self.glyphs = glyphs
         self.lines: Sequence[Line] = [range(length)] if lines is None else lines
         self.given = given or {}
+        self.widths = widths or [1] * length
         self.tokens: list[int | None] = [None] * length
         self.fresh: set[int] = set()
         self.taken_back: dict[int, int] = {}
@@ -95,15 +98,28 @@ class Board:
     def _cell(self, position: int, flash: bool) -> tuple[str, str]:
         token = self.tokens[position]
         if token is None:
+            mask = self.glyphs.mask * self.widths[position]
             if position not in self.taken_back:
-                return self.glyphs.mask, MASKED
+                return mask, MASKED
             if flash:
                 return self.glyphs.draw(self.taken_back[position]), TAKEN_BACK
-            return self.glyphs.mask, JUST_MASKED
+            return mask, JUST_MASKED
         glyph = self.glyphs.draw(token)
         if position in self.fresh:
             return glyph, FRESH if flash else "bold green"
         return glyph, GIVEN if self.given.get(position) == glyph else ""
+
+
+def half_blocks(picture: Any, columns: int) -> Text:
+    """A square Pillow image in text: each character two pixels, one above the other."""
+    small = picture.convert("RGB").resize((columns, columns), 1)
+    text = Text()
+    for y in range(0, columns - 1, 2):
+        for x in range(columns):
+            upper, lower = ("#{:02x}{:02x}{:02x}".format(*small.getpixel((x, y + k))) for k in (0, 1))
+            text.append("▀", f"{upper} on {lower}")
+        text.append("\n")
+    return text
 
 
 class LiveDecode(AbstractContextManager["LiveDecode"]):

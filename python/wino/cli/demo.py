@@ -1,11 +1,11 @@
-"""``wino demo``: LLaDA's decoder and WINO side by side on problems nobody trained on, then every decoder in figures."""
+"""``wino demo``: decoders side by side on problems nobody trained on, then every decoder in figures."""
 
 from __future__ import annotations
 
 import io
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..tasks.evaluation import Evaluation, answer_lengths, encode_items
 from ..tasks.presets import decoder_configs
 from ..tasks.statistics import paired_difference
 from ..trace import StepRecord
-from .board import Board, Glyphs, Line
+from .board import Board, Glyphs, Line, half_blocks
 from .evaluate import evaluate_all
 from .report import legend, print_table
 from .session import Session, check_writable, open_session, status
@@ -35,12 +35,20 @@ from .session import Session, check_writable, open_session, status
 SHOWN = {"low_confidence": "low_confidence, one token a pass", "wino": "WINO, wide in, narrow out"}
 """The configurations that play side by side: label -> title."""
 
+SHOWN_OF_PICTURES = {
+    "low_confidence": SHOWN["low_confidence"],
+    "confidence_threshold": "confidence threshold, takes nothing back",
+    "wino": SHOWN["wino"],
+}
+
 _CANDIDATES = 16
 _BATCH_SIZE = 50
 _SECONDS_A_TASK = 9.0
 _LONGEST_TICK = 0.5
 _FLASH = 0.6  # share of a tick for which accepted and taken-back tokens stay lit
 _PICTURE_WIDTH = 84
+_PICTURE_COLUMNS = (32, 48)  # of a scene on a narrow and on a wide terminal
+_WIDE = 104
 
 
 @dataclass
@@ -73,12 +81,13 @@ class Decode:
 
 @dataclass(frozen=True)
 class Show:
-    """One task's problem and its two decodes."""
+    """One task's problem, its picture if it has one, and its decodes."""
 
     task: Task
     item: Item
     decodes: list[Decode]
     why: str
+    picture: Any = None
 
 
 def run_demo(
@@ -106,24 +115,29 @@ def run_demo(
         play(console, session, show, animate=animation, speed=3.0 if fast else 1.0)
         if task.name == last:
             print_moment(picture, session, show)
-    seen = []
-    for task in TASKS.values():
-        problems = list(islice(task.items("heldout", seed), items))
-        configs = decoder_configs(task, session.presets)
-        evaluations = evaluate_all(session, task, problems, configs, _BATCH_SIZE)
-        for target in (console, picture):
-            heading(target, task, f"{len(problems)} held-out problems")
-            print_table(target, evaluations)
-        seen.append(verdict(task, evaluations))
-    for target in (console, picture):
-        target.print()
-        say(target, legend(min(items, _BATCH_SIZE)), "dim")
-        target.print()
-        for sentence in seen:
-            say(target, sentence)
+    compare([console, picture], session, list(TASKS.values()), items, seed)
     if record is not None:
         write_atomically(record, svg_of(picture))
         say(console, f"wrote {record}", "dim")
+
+
+def compare(consoles: Sequence[Console], session: Session, tasks: Sequence[Task], count: int, seed: int) -> None:
+    """Every decoder on the first ``count`` held-out problems of each task: tables, then what they say."""
+    seen = []
+    for task in tasks:
+        problems = list(islice(task.items("heldout", seed), count))
+        configs = decoder_configs(task, session.presets)
+        evaluations = evaluate_all(session, task, problems, configs, _BATCH_SIZE)
+        for target in consoles:
+            heading(target, task.name, f"{task.title}, {len(problems)} held-out problems")
+            print_table(target, evaluations)
+        seen.append(verdict(task, evaluations))
+    for target in consoles:
+        target.print()
+        say(target, legend(min(count, _BATCH_SIZE)), "dim")
+        target.print()
+        for sentence in seen:
+            say(target, sentence)
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -131,28 +145,29 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style), soft_wrap=not console.is_terminal)
 
 
-def heading(console: Console, task: Task, note: str = "") -> None:
-    """A task's title line."""
-    title = f"{task.name}: {task.title}" + (f", {note}" if note else "")
+def heading(console: Console, name: str, title: str) -> None:
+    """The title line of a task."""
+    title = f"{name}: {title}"
     console.print()
     console.print(Rule(Text(title, "bold"), align="left", style="bright_black") if console.is_terminal else title)
 
 
-def prepare(session: Session, task: Task, seed: int) -> Show:
-    """Choose the problem to watch among the first held-out ones, and decode it alone with both decoders."""
+def prepare(session: Session, task: Task, seed: int, shown: Mapping[str, str] = SHOWN) -> Show:
+    """Choose the problem to watch among the first held-out ones, and decode it alone with each decoder of ``shown``."""
     configs = decoder_configs(task, session.presets)
     items = list(islice(task.items("heldout", seed), _CANDIDATES))
     with status(f"{task.name}: choosing a problem ..."):
         solved, moves = [True] * len(items), [0] * len(items)
-        for label in SHOWN:
+        for label in shown:
             for i, (correct, taken_back) in enumerate(_outcomes(session, task, items, configs[label])):
                 solved[i] &= correct
                 moves[i] += taken_back
         best = max(range(len(items)), key=lambda i: (solved[i], moves[i]))
-        decodes = [_decode_alone(session, task, items[best], configs[label], title) for label, title in SHOWN.items()]
-    which = "solved by both, and" if solved[best] else "none is solved by both; here"
+        decodes = [decode_alone(session, task, items[best], configs[label], title) for label, title in shown.items()]
+    everyone = "both" if len(shown) == 2 else "all"
+    which = f"solved by {everyone}, and" if solved[best] else f"none is solved by {everyone}; here"
     why = f"Chosen from {_CANDIDATES} problems: {which} WINO takes back the most tokens."
-    return Show(task, items[best], decodes, why)
+    return Show(task, items[best], decodes, why, task.picture(items[best]) if task.has_pictures else None)
 
 
 def _outcomes(session: Session, task: Task, items: list[Item], config: GenerationConfig) -> Iterator[tuple[bool, int]]:
@@ -171,7 +186,8 @@ def _answers(session: Session, sequences: Any, input_ids: Any) -> list[Any]:
     return [row[:length] for row, length in zip(generated, lengths, strict=True)]
 
 
-def _decode_alone(session: Session, task: Task, item: Item, config: GenerationConfig, title: str) -> Decode:
+def decode_alone(session: Session, task: Task, item: Item, config: GenerationConfig, title: str) -> Decode:
+    """Decode one problem and keep what each step did."""
     input_ids, attention_mask = encode_items(session.tokenizer, task, [item])
     decode = Decode(title)
     output = generate(session.model, input_ids, attention_mask, config, streamer=decode)
@@ -182,11 +198,13 @@ def _decode_alone(session: Session, task: Task, item: Item, config: GenerationCo
 
 
 def play(console: Console, session: Session, show: Show, *, animate: bool, speed: float) -> None:
-    """Show both decodes of one problem: moving, still, or as plain lines."""
-    heading(console, show.task)
+    """Show the decodes of one problem: moving, still, or as plain lines."""
+    heading(console, show.task.name, show.task.title)
     say(console, show.item.prompt, "bold cyan")
     say(console, show.why, "dim")
     if not console.is_terminal:
+        if show.picture is not None:
+            say(console, f"  right, of several: {show.item.answer}")
         for decode in show.decodes:
             outcome = "solved" if decode.correct else "wrong"
             say(
@@ -216,7 +234,7 @@ def play(console: Console, session: Session, show: Show, *, animate: bool, speed
 
 
 class Stage:
-    """Both decodes of a problem after the same number of passes, as two panels."""
+    """The decodes of a problem after the same number of passes, as panels: side by side, or beside its picture."""
 
     def __init__(self, console: Console, session: Session, show: Show) -> None:
         glyphs = Glyphs(session.tokenizer, console)
@@ -224,7 +242,10 @@ class Stage:
         self.ticks = max(len(decode.records) for decode in show.decodes)
         length = show.task.max_new_tokens
         lines, given = layout(show, glyphs, length)
-        self.boards = [Board(glyphs, length, lines, given) for _ in show.decodes]
+        self.boards = [Board(glyphs, length, lines, given, widths(decode, glyphs, length)) for decode in show.decodes]
+        self.columns = _PICTURE_COLUMNS[console.width >= _WIDE]
+        has_scene = show.picture is not None and glyphs.unicode
+        self.scene = half_blocks(show.picture, self.columns) if has_scene else None
 
     def move_to(self, tick: int) -> None:
         """Replay the passes up to the ``tick``-th."""
@@ -242,11 +263,15 @@ class Stage:
 
     def picture(self, flash: bool) -> RenderableType:
         """The two panels now."""
+        panels = [self._panel(b, decode, flash) for b, decode in zip(self.boards, self.show.decodes, strict=True)]
         grid = Table.grid(expand=True, padding=0)
-        panels = []
-        for board, decode in zip(self.boards, self.show.decodes, strict=True):
+        if self.scene is not None:
+            grid.add_column(width=self.columns + 1)
             grid.add_column(ratio=1)
-            panels.append(self._panel(board, decode, flash))
+            grid.add_row(self.scene, Group(*panels))
+            return grid
+        for _ in panels:
+            grid.add_column(ratio=1)
         grid.add_row(*panels)
         return grid
 
@@ -266,7 +291,10 @@ class Stage:
         )
         verdict = Text("solved", "bold green") if decode.correct else Text("wrong", "bold red")
         outcome = verdict if done else Text("decoding", "bright_black")
-        body = Group(Text(), Align.center(board.text(flash)), Text(), counters, Align.center(outcome))
+        if self.show.picture is not None:
+            body = Group(board.text(flash), counters)
+        else:
+            body = Group(Text(), Align.center(board.text(flash)), Text(), counters, Align.center(outcome))
         border = ("green" if decode.correct else "red") if done else "bright_black"
         return Panel(body, title=Text(decode.title, "bold"), border_style=border, padding=(0, 1))
 
@@ -284,6 +312,10 @@ def layout(show: Show, glyphs: Glyphs, length: int) -> tuple[list[Line], dict[in
         return [*rows[:2], [rule], *rows[2:], ends], given
     lines: list[Line] = []
     line: list[int | str] = []
+    if show.task.has_pictures:
+        for position in range(length):
+            line += [position, " "]
+        return [line], {}
     ids = glyphs.tokenizer(show.item.answer, add_special_tokens=False)["input_ids"]
     for position in range(length):
         line.append(position)
@@ -293,9 +325,17 @@ def layout(show: Show, glyphs: Glyphs, length: int) -> tuple[list[Line], dict[in
     return [*lines, line], {}
 
 
+def widths(decode: Decode, glyphs: Glyphs, length: int) -> list[int]:
+    """Columns of what ``decode`` ends with at each position."""
+    ends: dict[int, int] = {}
+    for record in decode.records:
+        ends.update(zip(record.accepted_positions, record.accepted_tokens, strict=True))
+    return [len(glyphs.draw(ends[position])) if position in ends else 1 for position in range(length)]
+
+
 def print_moment(console: Console, session: Session, show: Show) -> None:
     """The pass at which WINO takes back most, as a still picture."""
-    heading(console, show.task)
+    heading(console, show.task.name, show.task.title)
     say(console, show.item.prompt, "bold cyan")
     stage = Stage(console, session, show)
     records = show.decodes[-1].records
@@ -307,12 +347,17 @@ def print_moment(console: Console, session: Session, show: Show) -> None:
 def verdict(task: Task, evaluations: dict[str, Evaluation]) -> str:
     """What the figures of one task say, in a sentence."""
     wino, slow, fast = (evaluations[label] for label in ("wino", "low_confidence", "confidence_threshold"))
+    scores = "".join(
+        f" {name.upper()}: WINO {score:.3f}, one token a pass {slow.scores[name]:.3f}, confidence_threshold "
+        f"{fast.scores[name]:.3f}."
+        for name, score in wino.scores.items()
+    )
     mean, low, high = (100 * x for x in paired_difference(wino.correct, slow.correct))
     return (
         f"{task.name}: WINO {100 * wino.accuracy:.1f} % in {wino.mean_steps:.1f} passes, "
         f"one token a pass {100 * slow.accuracy:.1f} % in {slow.mean_steps:.1f}: {mean:+.1f} points "
         f"(95 % interval {low:+.1f} to {high:+.1f}). "
-        f"confidence_threshold: {100 * fast.accuracy:.1f} % in {fast.mean_steps:.1f}."
+        f"confidence_threshold: {100 * fast.accuracy:.1f} % in {fast.mean_steps:.1f}.{scores}"
     )
 
 

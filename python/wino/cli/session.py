@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..tasks import PictureTask, Task
+from ..tasks import Task
 from .errors import BadInputError, one_line
 
 SETTINGS = (
@@ -80,7 +80,7 @@ def open_session(name: str, device: str | None = None, *, tasks: Sequence[Task] 
 
     If one of ``tasks`` has pictures: a MMaDA with its image tokenizer.
     """
-    pictures = any(isinstance(task, PictureTask) for task in tasks)
+    pictures = any(task.has_pictures for task in tasks)
     if pictures:
         require("multimodal", "PIL")
     with status(f"loading {name} ..."):

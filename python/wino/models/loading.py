@@ -22,7 +22,7 @@ MODELS: dict[str, tuple[type[LLaDAConfig], type[LLaDAModelLM]]] = {
     config.model_type: (config, model) for config, model in ((LLaDAConfig, LLaDAModelLM), (MMadaConfig, MMadaModelLM))
 }
 BUNDLED = "wino-tiny"
-BUNDLED_PLUS = "wino-tiny-plus"
+_RECIPES = {BUNDLED: "make tiny", "wino-tiny-plus": "make plus", "wino-tiny-mmada": "make tiny-mmada"}
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -34,9 +34,9 @@ def load(
     """A LLaDA or MMaDA in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_path: ``"wino-tiny"``, the model that comes with the package, or ``"wino-tiny-plus"``, the same after
-            WINO+; or a folder in the Hugging Face layout of LLaDA or MMaDA (``config.json``, safetensors in one file or
-            sharded, tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
+        name_or_path: one that comes with the package: ``"wino-tiny"``, ``"wino-tiny-plus"`` (the same after WINO+)
+            or ``"wino-tiny-mmada"``; or a folder in the Hugging Face layout of LLaDA or MMaDA (``config.json``,
+            safetensors in one file or sharded, tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
         dtype: of the parameters; None: that of the checkpoint's embedding (bfloat16 for ours and LLaDA-8B).
         device: where to put the model; None: the CPU.
 
@@ -55,7 +55,7 @@ def load(
 def checkpoint_folder(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint that :func:`load` accepts; a hub id is downloaded."""
     name = str(name_or_path)
-    if name in (BUNDLED, BUNDLED_PLUS):
+    if name in _RECIPES:
         return bundled_folder(name)
     return local_folder(name_or_path, _HUB_FILES, f"neither {BUNDLED!r} nor a hub id owner/name")
 
@@ -63,8 +63,9 @@ def checkpoint_folder(name_or_path: str | Path) -> Path:
 def bundled_folder(name: str = BUNDLED) -> Path:
     folder = Path(str(resources.files("wino") / "assets" / name))
     if not (folder / _WEIGHTS).is_file():
-        recipe = "make tiny" if name == BUNDLED else "make plus"
-        raise FileNotFoundError(f"{name} comes without weights here (no {folder / _WEIGHTS}); train it: {recipe}")
+        raise FileNotFoundError(
+            f"{name} comes without weights here (no {folder / _WEIGHTS}); train it: {_RECIPES[name]}"
+        )
     return folder
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,15 +54,23 @@ class Processor:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.tokenizer(*args, **kwargs)
 
-    def codes(self, pictures: Sequence[Source]) -> Tensor:
-        """Codes (B, N) int64 of pictures."""
+    def codes(self, pictures: Sequence[Source], fit: Literal["crop", "squash"] = "crop") -> Tensor:
+        """Codes (B, N) int64 of pictures; ``fit`` as of :func:`wino.multimodal.to_pixels`."""
         device = next(self.magvit.parameters()).device
-        return self.magvit.get_code(torch.stack([to_pixels(picture, self.side) for picture in pictures]).to(device))
+        pixels = torch.stack([to_pixels(picture, self.side, fit) for picture in pictures])
+        return self.magvit.get_code(pixels.to(device))
 
-    def encode_with_pictures(self, prompts: Sequence[str], pictures: Sequence[Source]) -> tuple[Tensor, Tensor]:
-        """Each prompt with its picture, left-padded: ids and mask (B, P) int64, on the CPU."""
-        laid_out = zip(self.codes(pictures).cpu(), prompts, strict=True)
-        return pad_left([self.layout.about_picture(codes, prompt) for codes, prompt in laid_out])
+    def encode_with_pictures(
+        self,
+        prompts: Sequence[str],
+        pictures: Sequence[Source | list[Source]],
+        fit: Literal["crop", "squash"] = "crop",
+    ) -> tuple[Tensor, Tensor]:
+        """Each prompt with its picture, or a list of several, left-padded: ids and mask (B, P) int64, on the CPU."""
+        shown = [several if isinstance(several, list) else [several] for several in pictures]
+        codes = self.codes(list(itertools.chain(*shown)), fit).cpu().split([len(several) for several in shown])
+        laid_out = zip(codes, prompts, strict=True)
+        return pad_left([self.layout.about_picture(list(own), prompt) for own, prompt in laid_out])
 
 
 def load(

@@ -8,6 +8,7 @@ from .scenes import Captions, PictureTask, Questions
 from .sudoku import Sudoku
 from .sums import Sums
 from .text import TEXT_TASKS, TextTask
+from .visual import VISUAL_TASKS, VisualTask
 
 TASKS: dict[str, Task] = {task.name: task for task in (Sudoku(), Countdown(), Sums())}
 
@@ -18,16 +19,20 @@ PICTURE_TASKS: dict[str, PictureTask] = {task.name: task for task in (Captions()
 #: Names of the tasks of real checkpoints, whose items come from files.
 TEXT_TASK_NAMES = tuple(task.name for task in TEXT_TASKS)
 
+#: The same of a MMaDA.
+VISUAL_TASK_NAMES = tuple(task.name for task in VISUAL_TASKS)
+
 
 def get_task(name: str) -> Task:
     """The task called ``name``. Raises ``ValueError`` naming those that exist."""
     known: dict[str, Task] = {**TASKS, **PICTURE_TASKS}
     if name in known:
         return known[name]
-    for task in TEXT_TASKS:
+    for task in (*TEXT_TASKS, *VISUAL_TASKS):
         if task.name == name:
             return task()
-    raise ValueError(f"task: expected one of {', '.join((*known, *TEXT_TASK_NAMES))}, got {name!r}")
+    names = ", ".join((*known, *TEXT_TASK_NAMES, *VISUAL_TASK_NAMES))
+    raise ValueError(f"task: expected one of {names}, got {name!r}")
 
 
 __all__ = [
@@ -35,6 +40,7 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "TEXT_TASK_NAMES",
+    "VISUAL_TASK_NAMES",
     "Countdown",
     "Item",
     "PictureTask",
@@ -42,6 +48,7 @@ __all__ = [
     "Sums",
     "Task",
     "TextTask",
+    "VisualTask",
     "get_task",
     "split_of",
 ]

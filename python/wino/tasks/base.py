@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 SPLITS = ("train", "validation", "heldout")
 _BUCKETS = 16
@@ -34,12 +34,16 @@ class Task(ABC):
         name: as given on the command line, also the first word of every prompt.
         max_new_tokens: generation length that holds every answer and its end token.
         presets: decoder -> settings, where the model's own presets have none.
+        has_pictures: whether prompts come with pictures, which only a MMaDA can see.
+        fit: how they become square, as of :func:`wino.multimodal.to_pixels`.
     """
 
     name: str
     title: str
     max_new_tokens: int
     presets: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - replaced by instances, never changed
+    has_pictures: ClassVar[bool] = False
+    fit: ClassVar[Literal["crop", "squash"]] = "crop"
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Item:
@@ -58,8 +62,8 @@ class Task(ABC):
         return {}
 
     def picture(self, item: Item) -> Any:
-        """The picture that comes with the prompt, or None."""
-        return None
+        """The picture that comes with the prompt, or a list of several. Only where ``has_pictures``."""
+        raise TypeError(f"task {self.name} has no pictures")
 
     @abstractmethod
     def load(self, path: Path) -> list[Item]:

@@ -102,12 +102,12 @@ def encode_items(tokenizer: Any, task: Task, items: Sequence[Item]) -> tuple[tor
     Raises:
         ValueError: as :func:`encode_prompts`; pictures, but ``tokenizer`` is no :class:`wino.multimodal.Processor`.
     """
-    prompts, pictures = [item.prompt for item in items], [task.picture(item) for item in items]
-    if all(picture is None for picture in pictures):
+    prompts = [item.prompt for item in items]
+    if not task.has_pictures:
         return encode_prompts(tokenizer, prompts)
     if not hasattr(tokenizer, "encode_with_pictures"):
         raise ValueError(f"task {task.name} has pictures: expected a MMaDA and its wino.multimodal.Processor")
-    return tokenizer.encode_with_pictures(prompts, pictures)
+    return tokenizer.encode_with_pictures(prompts, [task.picture(item) for item in items], fit=task.fit)
 
 
 def encode_answers(tokenizer: Any, task: Task, items: Sequence[Item]) -> torch.Tensor:

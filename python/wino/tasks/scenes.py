@@ -6,10 +6,12 @@ its ninth of the picture an object lies, the shade of the ground, grain) follows
 
 from __future__ import annotations
 
+import itertools
 import random
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +40,13 @@ PLACES = (
     "at the bottom",
     "at the bottom right",
 )
+#: The family of pictures drawn from captions, beside the tasks.
+DRAWING = "drawing"
 #: Side of a picture in pixels, and of one of its nine cells.
 SIDE, CELL = 48, 16
 _OPENINGS = ("there are {} objects :", "the picture shows {} objects :", "{} objects :")
+_RADII = {"small": 3.5, "large": 6.5}  # pixels
+_SHADES = (0.85, 1.0)  # of a colour
 _DRAWN = 4  # times as large, then scaled down, so that edges are smooth
 
 
@@ -55,21 +61,24 @@ class Thing(NamedTuple):
         return f"{self.size} {self.colour} {self.shape}"
 
 
-def draw_scene(rng: random.Random) -> tuple[Thing, ...]:
-    """Two to four objects in different places, by place."""
-    places = sorted(rng.sample(range(9), rng.randrange(2, 5)))
+Scene = tuple[Thing, ...]
+
+
+def draw_scene(rng: random.Random, least: int = 2, most: int = 4) -> Scene:
+    """Objects in different places, by place; the tasks' scenes have two to four."""
+    places = sorted(rng.sample(range(9), rng.randint(least, most)))
     return tuple(Thing(place, rng.choice(SIZES), rng.choice(list(COLOURS)), rng.choice(SHAPES)) for place in places)
 
 
-def scene_key(scene: tuple[Thing, ...]) -> str:
+def scene_key(scene: Scene) -> str:
     return "scene:" + ";".join(f"{thing.place} {thing.name}" for thing in scene)
 
 
-def scene_of(item: Item) -> tuple[Thing, ...]:
+def scene_of(item: Item) -> Scene:
     return tuple(Thing(*thing) for thing in item.metadata["scene"])
 
 
-def captions(scene: tuple[Thing, ...]) -> list[str]:
+def captions(scene: Scene) -> list[str]:
     """Every wording that counts as a reference: three openings, objects row by row or column by column."""
     orders = [list(scene), sorted(scene, key=lambda thing: (thing.place % 3, thing.place))]
     texts = []
@@ -80,7 +89,7 @@ def captions(scene: tuple[Thing, ...]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def render(scene: tuple[Thing, ...]) -> Any:
+def render(scene: Scene) -> Any:
     """The picture, a Pillow image of SIDE x SIDE."""
     import numpy as np
     from PIL import Image, ImageDraw
@@ -90,14 +99,59 @@ def render(scene: tuple[Thing, ...]) -> Any:
     canvas = Image.new("RGB", (SIDE * _DRAWN, SIDE * _DRAWN), (ground, ground, ground))
     pen = ImageDraw.Draw(canvas)
     for thing in scene:
-        radius = 6.5 if thing.size == "large" else 3.5
         x, y = (CELL * (k + 0.5) + rng.uniform(-1, 1) for k in (thing.place % 3, thing.place // 3))
-        shade = rng.uniform(0.85, 1.0)
+        shade = rng.uniform(*_SHADES)
         fill = tuple(round(channel * shade) for channel in COLOURS[thing.colour])
-        _draw_shape(pen, thing.shape, _DRAWN * x, _DRAWN * y, _DRAWN * radius, fill, (ground,) * 3)
+        _draw_shape(pen, thing.shape, _DRAWN * x, _DRAWN * y, _DRAWN * _RADII[thing.size], fill, (ground,) * 3)
     picture = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BOX)).astype(np.int16)
     grain = np.random.default_rng(rng.getrandbits(32)).integers(-4, 5, picture.shape)
     return Image.fromarray((picture + grain).clip(0, 255).astype(np.uint8))
+
+
+def read_scene(picture: Any) -> Scene:
+    """The objects in a picture of SIDE x SIDE: in each cell what :func:`render` could have drawn that is nearest to it.
+
+    Tells how many objects of a description a drawn picture has, without asking the model that drew it.
+    """
+    import numpy as np
+
+    pixels = np.asarray(picture.convert("RGB")).astype(np.float32)
+    if pixels.shape[:2] != (SIDE, SIDE):
+        raise ValueError(f"picture: expected {SIDE} x {SIDE} pixels, got {pixels.shape[1]} x {pixels.shape[0]}")
+    ground = float(np.median(pixels))
+    covered, names = _stencils()
+    fills = np.array([[np.multiply(c, s) for s in np.linspace(*_SHADES, 3)] for c in COLOURS.values()], np.float32)
+    # |patch - ground - covered (fill - ground)|^2 over the cell, without a picture of each.
+    squared = (covered**2).sum((1, 2))
+    steps = fills - ground  # [colour, shade, channel]
+    things = []
+    for place in range(9):
+        row, column = (CELL * k for k in divmod(place, 3))
+        patch = pixels[row : row + CELL, column : column + CELL] - ground
+        seen = np.einsum("kxy,xyc->kc", covered, patch)
+        error = squared[:, None, None] * (steps**2).sum(-1) - 2 * np.einsum("kc,asc->kas", seen, steps)
+        best = np.unravel_index(error.argmin(), error.shape)
+        if error[best] < 0:
+            size, shape = names[best[0]]
+            things.append(Thing(place, size, list(COLOURS)[best[1]], shape))
+    return tuple(things)
+
+
+@cache
+def _stencils() -> tuple[Any, list[tuple[str, str]]]:
+    """Coverage (n, CELL, CELL) of every size and shape at 25 places of a cell, and which each is."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    covered, names = [], []
+    for size, shape in itertools.product(SIZES, SHAPES):
+        for dx, dy in itertools.product((-1.0, -0.5, 0.0, 0.5, 1.0), repeat=2):
+            canvas = Image.new("L", (CELL * _DRAWN,) * 2, 0)
+            x, y = (_DRAWN * (CELL / 2 + shift) for shift in (dx, dy))
+            _draw_shape(ImageDraw.Draw(canvas), shape, x, y, _DRAWN * _RADII[size], 255, 0)
+            covered.append(np.asarray(canvas.resize((CELL, CELL), Image.Resampling.BOX)).astype(np.float32) / 255)
+            names.append((size, shape))
+    return np.stack(covered), names
 
 
 def _draw_shape(pen: Any, shape: str, x: float, y: float, r: float, fill: Any, ground: Any) -> None:
@@ -118,12 +172,14 @@ def _draw_shape(pen: Any, shape: str, x: float, y: float, r: float, fill: Any, g
 class PictureTask(Task):
     """A task whose items have a picture; the split hangs on the scene alone, whatever is asked about it."""
 
+    has_pictures = True
+
     def picture(self, item: Item) -> Any:
         """A Pillow image."""
         return render(scene_of(item))
 
     @abstractmethod
-    def ask(self, scene: tuple[Thing, ...], rng: random.Random) -> Item:
+    def ask(self, scene: Scene, rng: random.Random) -> Item:
         """An item about ``scene``."""
 
     def draw(self, rng: random.Random) -> Item:
@@ -143,7 +199,7 @@ class Captions(PictureTask):
     title = "Captions of scenes of two to four objects"
     max_new_tokens = 48
 
-    def ask(self, scene: tuple[Thing, ...], rng: random.Random) -> Item:
+    def ask(self, scene: Scene, rng: random.Random) -> Item:
         references = captions(scene)
         metadata = {"scene": [list(thing) for thing in scene], "references": references}
         return Item(f"caption{scene_key(scene)}", "describe the picture", rng.choice(references), metadata)
@@ -171,7 +227,7 @@ class Questions(PictureTask):
     title = "Questions about scenes: number, colour, relation"
     max_new_tokens = 8
 
-    def ask(self, scene: tuple[Thing, ...], rng: random.Random) -> Item:
+    def ask(self, scene: Scene, rng: random.Random) -> Item:
         kind = rng.choice(("number", "colour", "relation"))
         question, answer = {"number": _number, "colour": _colour, "relation": _relation}[kind](scene, rng)
         metadata = {"scene": [list(thing) for thing in scene], "kind": kind}
@@ -181,7 +237,7 @@ class Questions(PictureTask):
         return " ".join(text.split()) == item.answer
 
 
-def _number(scene: tuple[Thing, ...], rng: random.Random) -> tuple[str, str]:
+def _number(scene: Scene, rng: random.Random) -> tuple[str, str]:
     counts = Counter(value for thing in scene for value in (thing.colour, thing.shape))
     what = rng.choice([*counts, rng.choice(list(COLOURS)), rng.choice(SHAPES)])
     name = f"{what} objects" if what in COLOURS else f"{what} shapes"
@@ -190,14 +246,14 @@ def _number(scene: tuple[Thing, ...], rng: random.Random) -> tuple[str, str]:
     return f"how many {name} are there ?", answer
 
 
-def _colour(scene: tuple[Thing, ...], rng: random.Random) -> tuple[str, str]:
+def _colour(scene: Scene, rng: random.Random) -> tuple[str, str]:
     there = {thing.place: thing for thing in scene}
     place = rng.choice([*there, rng.randrange(9)])
     answer = f"it is {there[place].colour}" if place in there else "there is no object"
     return f"what color is the object {PLACES[place]} ?", answer
 
 
-def _relation(scene: tuple[Thing, ...], rng: random.Random) -> tuple[str, str]:
+def _relation(scene: Scene, rng: random.Random) -> tuple[str, str]:
     first, second = rng.sample(scene, 2)
     word = rng.choice(("above", "below", "left of", "right of"))
     (row, column), (other_row, other_column) = divmod(first.place, 3), divmod(second.place, 3)

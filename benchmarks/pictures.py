@@ -1,0 +1,296 @@
+"""How well and how fast the bundled MMaDA captions, answers and draws.
+
+    python benchmarks/pictures.py tune      chooses settings on validation scenes: presets.json
+    python benchmarks/pictures.py report    measures held-out scenes: docs/pictures.json, .md and .png
+    python benchmarks/pictures.py render    writes table and plot again from docs/pictures.json
+
+Interrupted runs resume, as those of quality.py. Exits 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality import DOCS, Bench, points, sweep_configs, tune, with_task
+from rich.progress import track
+from tables import percent, table
+
+from wino.config import GenerationConfig
+from wino.files import write_atomically
+from wino.models.loading import bundled_folder
+from wino.multimodal import draw, drawing_config, from_pixels, load
+from wino.tasks import PICTURE_TASKS, Item, Task
+from wino.tasks.cider import cider
+from wino.tasks.curve import plot_curves
+from wino.tasks.evaluation import Evaluation
+from wino.tasks.presets import PRESETS_FILE, decoder_configs, load_presets
+from wino.tasks.scenes import DRAWING, read_scene, scene_of
+from wino.tasks.statistics import bootstrap_interval, paired_difference
+
+NAME = "wino-tiny-mmada"
+STEP_REDUCTION_BAR = 5.0
+DRAWING_GRID = [
+    {"steps": steps, "cfg_scale": scale, "temperature": heat, "choice_temperature": choice}
+    for steps, scale, heat, choice in itertools.product((12,), (0.0, 1.0, 3.5), (0.3, 1.0), (0.3, 1.0))
+]
+WINO_ON_CODES = [
+    {"threshold": threshold, "accept_fraction": fraction}
+    for threshold, fraction in itertools.product((0.3, 0.5, 0.7), (0.3, 0.7))
+]
+_BATCH = 50
+
+
+def references(items: Sequence[Item]) -> list[list[str]]:
+    return [item.metadata["references"] for item in items]
+
+
+def held_out(task: Task, count: int) -> list[Item]:
+    return list(itertools.islice(task.items("heldout"), count))
+
+
+def cider_difference(task: Task, ours: Evaluation, theirs: Evaluation) -> tuple[float, float, float]:
+    """Mean over pictures of ours - theirs, and its 95 % bootstrap interval."""
+    wanted = references(held_out(task, len(ours.texts)))
+    pairs = zip(cider(ours.texts, wanted)[1], cider(theirs.texts, wanted)[1], strict=True)
+    differences = [a - b for a, b in pairs]
+    return sum(differences) / len(differences), *bootstrap_interval(differences)
+
+
+def threshold_at_steps(bench: Bench, task: Task, steps: float, count: int) -> float:
+    """The threshold with which confidence_threshold takes at least ``steps`` a validation item, hardly more."""
+    low, high = 0.2, 1.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        config = with_task(task, "confidence_threshold", threshold=middle)
+        low, high = (
+            (middle, high) if bench.first(task, "validation", count, config).mean_steps < steps else (low, middle)
+        )
+    return high
+
+
+def measure_task(bench: Bench, task: Task, presets: Any, count: int, curve_count: int) -> dict[str, Any]:
+    """One task: the decoders side by side, the confidence threshold at WINO's steps, and the curve."""
+    configs = decoder_configs(task, presets)
+    results = {label: bench.first(task, "heldout", count, config) for label, config in configs.items()}
+    on_validation = bench.first(task, "validation", count, configs["wino"]).mean_steps
+    equal = {"threshold": round(threshold_at_steps(bench, task, on_validation, count), 4)}
+    label = "confidence_threshold at WINO's steps"
+    results[label] = bench.first(task, "heldout", count, with_task(task, "confidence_threshold", **equal))
+    default, ours = results["low_confidence"], results["wino"]
+    rows = []
+    for name, result in results.items():
+        row = {
+            "decoder": name,
+            "settings": equal if name == label else presets.get(task.name, {}).get(name, {}),
+            "difference": paired_difference(result.correct, default.correct),
+            "wino_minus": paired_difference(ours.correct, result.correct),
+            **result.row(),
+        }
+        if "cider" in result.scores:
+            row["cider_difference"] = cider_difference(task, result, default)
+            row["wino_minus_cider"] = cider_difference(task, ours, result)
+        rows.append(row)
+    curve = [
+        {
+            "decoder": name,
+            "threshold": config.threshold,
+            "steps": config.steps,
+            **bench.first(task, "heldout", curve_count, config).row(),
+        }
+        for name, config in sweep_configs(task)
+    ]
+    return {"title": task.title, "rows": rows, "curve": curve}
+
+
+def drawn_as_asked(bench: Bench, items: Sequence[Item], config: GenerationConfig) -> dict[str, float]:
+    """Draw every caption and read the pictures with :func:`wino.tasks.scenes.read_scene`."""
+    processor = bench.tokenizer
+    asked = found = exact = steps = 0
+    batches = [items[first : first + _BATCH] for first in range(0, len(items), _BATCH)]
+    for batch in track(batches, f"{DRAWING} {config.decoder}", transient=True):
+        codes, out = draw(bench.model, processor.layout, [item.answer for item in batch], config)
+        steps += int(out.steps.sum())
+        for item, picture in zip(batch, from_pixels(processor.magvit.decode_code(codes)), strict=True):
+            wanted, seen = set(scene_of(item)), set(read_scene(picture))
+            asked, found, exact = asked + len(wanted), found + len(wanted & seen), exact + (wanted == seen)
+    return {
+        "n": len(items),
+        "objects": found / asked,
+        "exact": exact / len(items),
+        "mean_steps": steps / len(items),
+    }
+
+
+def reconstructed(bench: Bench, items: Sequence[Item]) -> dict[str, float]:
+    """The same of pictures that only went through the image tokenizer: no drawing can be better."""
+    processor = bench.tokenizer
+    codes = processor.codes([PICTURE_TASKS["caption"].picture(item) for item in items])
+    asked = found = exact = 0
+    for item, picture in zip(items, from_pixels(processor.magvit.decode_code(codes)), strict=True):
+        wanted, seen = set(scene_of(item)), set(read_scene(picture))
+        asked, found, exact = asked + len(wanted), found + len(wanted & seen), exact + (wanted == seen)
+    return {"n": len(items), "objects": found / asked, "exact": exact / len(items)}
+
+
+def drawing_configs(bench: Bench, grid: Sequence[dict[str, Any]], decoder: str) -> Iterator[Any]:
+    for settings in grid:
+        codes = bench.tokenizer.layout.num_codes
+        caps = {"max_accept": codes, "min_accept": 1} if decoder == "wino" else {}
+        yield (
+            settings | caps,
+            drawing_config(bench.tokenizer.layout, decoder=decoder, **own_settings(decoder, settings | caps)),
+        )
+
+
+def own_settings(decoder: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` of a decoder of codes; WINO takes the likeliest code, without MaskGIT's noise and steps."""
+    return (
+        settings if decoder == "maskgit" else {"steps": None, "temperature": 0.0, "choice_temperature": 0.0, **settings}
+    )
+
+
+def tune_drawing(bench: Bench, folder: Path, count: int) -> None:
+    """Settings with the most objects drawn as asked; WINO's beside MaskGIT's."""
+    items = list(itertools.islice(PICTURE_TASKS["caption"].items("validation"), count))
+    chosen = {}
+    for decoder, grid in (("maskgit", DRAWING_GRID), ("wino", WINO_ON_CODES)):
+        tried = []
+        for settings, config in drawing_configs(bench, grid, decoder):
+            result = drawn_as_asked(bench, items, config)
+            tried.append((result["objects"], settings))
+            print(f"{DRAWING} {decoder} {settings}: {result}")
+        chosen[decoder] = max(tried, key=lambda row: row[0])[1]
+    presets = {**load_presets(folder), DRAWING: chosen}
+    write_atomically(folder / PRESETS_FILE, json.dumps(presets, indent=2) + "\n")
+
+
+def report(bench: Bench, folder: Path, count: int, curve_count: int) -> dict[str, Any]:
+    """Every decoder on held-out scenes."""
+    presets = load_presets(folder)
+    measured = {task.name: measure_task(bench, task, presets, count, curve_count) for task in PICTURE_TASKS.values()}
+    items = held_out(PICTURE_TASKS["caption"], count)
+    drawings = {"image tokenizer alone": reconstructed(bench, items)}
+    layout = bench.tokenizer.layout
+    for decoder, settings in presets[DRAWING].items():
+        config = drawing_config(layout, decoder=decoder, **own_settings(decoder, settings))
+        drawings[decoder] = {**drawn_as_asked(bench, items, config), "settings": settings}
+        if decoder == "wino":
+            steps = max(1, round(drawings[decoder]["mean_steps"]))
+            equal = {**presets[DRAWING]["maskgit"], "steps": steps}
+            name = "maskgit at WINO's steps"
+            drawings[name] = {**drawn_as_asked(bench, items, drawing_config(layout, **equal)), "settings": equal}
+    return {
+        "items": count,
+        "curve_items": curve_count,
+        "weights": bench.fingerprint,
+        "torch": torch.__version__,
+        "tasks": measured,
+        "drawings": drawings,
+    }
+
+
+def settings_of(row: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in row.get("settings", {}).items()) or "-"
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """docs/pictures.md."""
+    text = f"""# Quality of the bundled MMaDA
+
+Made by `python benchmarks/pictures.py report`; settings chosen on validation scenes by `pictures.py tune`. Figures from
+{figures["items"]} held-out scenes a task, the curve from {figures["curve_items"]}. Intervals: 95 %; differences are
+paired by item. Step reduction counts an answer up to its end token, never padding.
+"""
+    for name, task in figures["tasks"].items():
+        has_cider = "cider" in task["rows"][0]
+        columns = ["decoder", "settings", *(["CIDEr", "against low_confidence"] if has_cider else []), "accuracy %"]
+        columns += ["against low_confidence, points", "steps", "step reduction"]
+        body = []
+        for row in task["rows"]:
+            cells = [row["decoder"], settings_of(row)]
+            if has_cider:
+                mean, low, high = row["cider_difference"]
+                cells += [f"{row['cider']:.3f}", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"]
+            cells += [
+                f"{percent(row['accuracy'])} [{percent(row['ci_low'])}, {percent(row['ci_high'])}]",
+                points(row["difference"]),
+                f"{row['mean_steps']:.2f}",
+                f"{row['step_reduction']:.2f}x",
+            ]
+            body.append(cells)
+        text += f"\n## {task['title']} (`{name}`)\n\n{table(columns, body)}\n"
+    body = [
+        [
+            name,
+            settings_of(row),
+            percent(row["objects"]),
+            percent(row["exact"]),
+            f"{row['mean_steps']:.1f}" if "mean_steps" in row else "",
+        ]
+        for name, row in figures["drawings"].items()
+    ]
+    columns = ["decoder", "settings", "objects drawn as asked %", "pictures exactly as asked %", "steps"]
+    text += f"""
+## Pictures from descriptions
+
+Held-out captions are drawn; `wino.tasks.scenes.read_scene` reads the pictures (it reads every rendered scene
+right), so no model judges itself. WINO on image codes is an experiment.
+
+{table(columns, body)}
+"""
+    return text + "\n![Accuracy against tokens per forward](pictures.png)\n"
+
+
+def check_bars(figures: dict[str, Any]) -> list[str]:
+    """One line for each bar the captions miss."""
+    rows = {row["decoder"]: row for row in figures["tasks"]["caption"]["rows"]}
+    ours, default = rows["wino"], rows["low_confidence"]
+    rival = rows["confidence_threshold at WINO's steps"]
+    missed = []
+    if ours["step_reduction"] < STEP_REDUCTION_BAR:
+        missed.append(f"caption: step reduction {ours['step_reduction']:.2f} < {STEP_REDUCTION_BAR}")
+    if ours["cider"] < default["cider"]:
+        missed.append(f"caption: WINO's CIDEr {ours['cider']:.3f} < {default['cider']:.3f} of one token a step")
+    if rival["cider"] > ours["cider"]:
+        missed.append(
+            f"caption: the confidence threshold has {rival['cider']:.3f} at equal steps, WINO {ours['cider']:.3f}"
+        )
+    return missed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("tune", "report", "render"))
+    parser.add_argument("--model", default=NAME)
+    parser.add_argument("--items", type=int, default=1000, help="scenes per task")
+    parser.add_argument("--curve-items", type=int, default=300, help="scenes per task for each point of the curve")
+    arguments = parser.parse_args()
+    folder = bundled_folder(NAME) if arguments.model == NAME else Path(arguments.model)
+    file = DOCS / "pictures.json"
+    if arguments.command != "render":
+        bench = Bench(NAME, *load(arguments.model))
+        if arguments.command == "tune":
+            tune(bench, folder, list(PICTURE_TASKS.values()), arguments.items)
+            tune_drawing(bench, folder, min(arguments.items, 200))
+            return
+        figures = report(bench, folder, arguments.items, arguments.curve_items)
+        write_atomically(file, json.dumps(figures, indent=1) + "\n")
+    figures = json.loads(file.read_text())
+    write_atomically(DOCS / "pictures.md", markdown(figures))
+    tasks = figures["tasks"]
+    curve = [{"task": name, "model": NAME, **point} for name, task in tasks.items() for point in task["curve"]]
+    plot_curves(curve, DOCS / "pictures.png", {name: task["title"] for name, task in tasks.items()})
+    missed = check_bars(figures)
+    print("\n".join(missed) if missed else "every bar is met")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
