@@ -7,10 +7,13 @@ PIP := $(BIN)/pip install -qq
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality plus tiny tiny-mmada build clean
+.PHONY: demo demo-multimodal test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality plus tiny tiny-mmada build clean
 
 demo: $(VENV)/installed-decode
 	$(BIN)/wino demo
+
+demo-multimodal: $(VENV)/installed-multimodal
+	$(BIN)/wino demo --multimodal
 
 test: $(VENV)/installed-dev test-transformers4 test-triton-oldest
 	$(PYTEST) --durations=15
@@ -44,6 +47,8 @@ bench: $(VENV)/installed-dev
 
 quality: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/quality.py report
+	$(BIN)/python benchmarks/pictures.py report
+	$(BIN)/wino demo --multimodal --no-animation --record docs/pictures_sheet.png
 	$(BIN)/python benchmarks/tables.py
 
 # Collect, filter, train, merge, evaluate: an hour to two on two cores with the ablations.
@@ -87,7 +92,11 @@ $(VENV)/installed-decode: $(VENV)/torch $(SOURCES)
 	@$(PIP) --editable '.[decode]'
 	touch $@
 
+$(VENV)/installed-multimodal: $(VENV)/installed-decode
+	@$(PIP) --editable '.[multimodal]'
+	touch $@
+
 $(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
 	@echo "Building the kernels and installing what the tests need; about a minute ..."
 	@$(PIP) --editable '.[decode,test,lint,bench]'
-	touch $@ $(VENV)/installed-decode
+	touch $@ $(VENV)/installed-decode $(VENV)/installed-multimodal

@@ -38,11 +38,11 @@ NAME = "wino-tiny-mmada"
 STEP_REDUCTION_BAR = 5.0
 DRAWING_GRID = [
     {"steps": steps, "cfg_scale": scale, "temperature": heat, "choice_temperature": choice}
-    for steps, scale, heat, choice in itertools.product((12,), (0.0, 1.0, 3.5), (0.3, 1.0), (0.3, 1.0))
+    for steps, scale, heat, choice in itertools.product((12,), (0.0, 1.5, 3.5), (0.5, 1.0), (1.0,))
 ]
 WINO_ON_CODES = [
     {"threshold": threshold, "accept_fraction": fraction}
-    for threshold, fraction in itertools.product((0.3, 0.5, 0.7), (0.3, 0.7))
+    for threshold, fraction in itertools.product((0.3, 0.6), (0.3, 0.7))
 ]
 _BATCH = 50
 

@@ -2,9 +2,9 @@
 
     python benchmarks/tables.py
 
-Reads docs/bench.jsonl (`make bench`), docs/quality.json (`make quality`) and docs/wino_plus.json (`make plus`), and
-replaces what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` in README.md, in docs/performance.md and in
-the model card.
+Reads docs/bench.jsonl (`make bench`), docs/quality.json and docs/pictures.json (`make quality`) and docs/wino_plus.json
+(`make plus`), and replaces what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` in README.md, in docs/
+and in the model cards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "multimodal.md",
     ROOT / "python" / "wino" / "assets" / "wino-tiny" / "README.md",
+    ROOT / "python" / "wino" / "assets" / "wino-tiny-mmada" / "README.md",
 )
 
 
@@ -120,6 +122,26 @@ def plus(rows: list[dict[str, Any]]) -> str:
     return table(["family", "model + decoder, threshold", "accuracy %", "steps", "tokens a forward"], body)
 
 
+def pictures(figures: dict[str, Any]) -> str:
+    """Captions and questions: the decoders side by side."""
+    body = []
+    for name, task in figures["tasks"].items():
+        for row in task["rows"]:
+            settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
+            accuracy = f"{percent(row['accuracy'])} [{percent(row['ci_low'])}, {percent(row['ci_high'])}]"
+            body.append(
+                [
+                    name,
+                    row["decoder"] + (f" ({settings})" if settings else ""),
+                    f"{row['cider']:.3f}" if "cider" in row else "",
+                    accuracy,
+                    f"{row['mean_steps']:.2f}",
+                    f"**{row['step_reduction']:.2f}x**",
+                ]
+            )
+    return table(["task", "decoder", "CIDEr", "exactly right %", "steps", "step reduction"], body)
+
+
 def replace(document: str, name: str, text: str) -> str:
     pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document)
@@ -137,6 +159,9 @@ def main() -> None:
     trained = ROOT / "docs" / "wino_plus.json"
     if trained.exists():
         sections["plus"] = plus(json.loads(trained.read_text()))
+    seen = ROOT / "docs" / "pictures.json"
+    if seen.exists():
+        sections["pictures"] = pictures(json.loads(seen.read_text()))
     for path in filter(Path.exists, DOCUMENTS):
         document = path.read_text()
         for name, text in sections.items():

@@ -16,17 +16,20 @@ import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 from safetensors.torch import load_file, save_file
+from small_mmada import save_small_mmada
 from typer.testing import CliRunner, Result
 
-from wino.cli import app
+from wino.cli import app, gallery
 from wino.cli import demo as demo_module
-from wino.cli.board import TAKEN_BACK, Board, Glyphs, LiveDecode
+from wino.cli.board import TAKEN_BACK, Board, Glyphs, LiveDecode, half_blocks
 from wino.cli.errors import describe, one_line
 from wino.cli.evaluate import select_configs
 from wino.cli.generate import config_for
@@ -34,7 +37,7 @@ from wino.cli.session import Session, open_session
 from wino.decoders import DECODERS
 from wino.files import write_atomically
 from wino.pretrain import Recipe, build_model, build_tokenizer
-from wino.tasks import TASKS
+from wino.tasks import PICTURE_TASKS, TASKS
 from wino.trace import StepRecord
 
 RECIPE = Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)
@@ -571,6 +574,77 @@ def test_a_console_without_unicode_gets_ascii(session: Session) -> None:
 )
 def test_bad_demos_are_one_line(checkpoint: Path, options: tuple[str, ...], told: str) -> None:
     assert told in fails("demo", "--model", checkpoint, *options)
+
+
+# --- demo of pictures -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained MMaDA with its image tokenizer."""
+    return save_small_mmada(tmp_path_factory.mktemp("mmada"))
+
+
+def test_picture_demo_into_a_pipe_is_plain_text(seeing: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    text = succeeds("demo", "--multimodal", "--model", seeing, "--items", "2", "--record", sheet)
+    assert text.isascii()
+    for task in PICTURE_TASKS.values():
+        assert f"{task.name}: {task.title}, 2 held-out problems" in text
+        assert re.search(rf"^{task.name}: WINO \d+\.\d % in ", text, flags=re.MULTILINE)
+    assert re.search(r"^decoder +acc % +95 % CI +cider +steps", text, flags=re.MULTILINE)
+    assert re.search(r"^caption: .* CIDER: WINO \d+\.\d{3}, one token a pass", text, flags=re.MULTILINE)
+    for title in demo_module.SHOWN_OF_PICTURES.values():
+        assert text.count(f"  {title}: ") == len(PICTURE_TASKS)
+    assert len(re.findall(r"\d of \d objects drawn as asked", text)) == 4
+    with Image.open(sheet) as image:
+        assert image.format == "PNG" and image.width == 1000 and image.height > 9 * 144
+        task = PICTURE_TASKS["caption"]
+        first = task.picture(next(task.items("heldout", 0))).resize((144, 144), Image.Resampling.NEAREST)
+        shown = np.asarray(image)
+        places = [y for y in range(90) if np.array_equal(shown[y : y + 144, 16:160], np.asarray(first))]
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_picture_demo_on_a_terminal_fits(seeing: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module.time, "sleep", lambda seconds: None)
+    session = open_session(str(seeing), tasks=list(PICTURE_TASKS.values()))
+    task = PICTURE_TASKS["caption"]
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=50, highlight=False)
+    show = demo_module.prepare(session, task, 0, demo_module.SHOWN_OF_PICTURES)
+    demo_module.play(console, session, show, animate=False, speed=1.0)
+    drawn, config = gallery.draw_captions(session, 4, 0)
+    gallery.print_drawn(console, drawn, config)
+    lines = plain(console.file.getvalue())  # type: ignore[attr-defined]
+    assert max(map(cell_len, lines)) <= width and sum("\u2580" in line for line in lines) >= 16 + 12
+    screen = "\n".join(lines)
+    assert all(title in screen for title in demo_module.SHOWN_OF_PICTURES.values())
+    assert config.seed == 0 and config.decoder == "maskgit"
+
+
+def test_half_blocks_are_the_pixels() -> None:
+    picture = Image.new("RGB", (2, 2))
+    picture.putdata([(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)])
+    text = half_blocks(picture, 2)
+    assert text.plain == "\u2580\u2580\n"
+    assert [str(span.style) for span in text.spans] == ["#ff0000 on #0000ff", "#00ff00 on #090909"]
+
+
+def test_masks_are_as_wide_as_what_comes(session: Session) -> None:
+    board = Board(Glyphs(session.tokenizer, Console(file=io.StringIO())), 2, widths=[3, 1])
+    assert board.text(flash=False).plain == board.glyphs.mask * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--record", "sheet.svg"), "--record: with --multimodal expected a PNG file, got sheet.svg"),
+        (("--model", "wino-tiny"), "wino-tiny: expected a MMaDA, got model_type 'llada'"),
+    ],
+)
+def test_bad_picture_demos_are_one_line(seeing: Path, options: tuple[str, ...], told: str) -> None:
+    assert told in fails("demo", "--multimodal", "--model", seeing, *options)
 
 
 # --- doctor and errors ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import wino
 from wino import pretrain
 from wino.multimodal import MAGVITv2, Processor, load, to_pixels
 from wino.multimodal.pretrain import (
+    INVENTORY,
     PICTURES,
     Pictures,
     TokenizerRecipe,
@@ -99,6 +100,19 @@ def test_left_padding_does_not_change_a_loss(corpus: Pictures) -> None:
         for row, shown in enumerate(batch.visible):
             alone = model(batch.tokens[row : row + 1, shown]).logits[0]
             torch.testing.assert_close(together[row, shown], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_an_inventory_says_what_is_in_each_cell(corpus: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = training_scenes(4, random.Random(1))
+    monkeypatch.setattr("wino.multimodal.pretrain.training_scenes", lambda count, rng: scenes)
+    batch = corpus.batch(INVENTORY, 4, random.Random(0))
+    assert batch.visible is None and batch.tokens.shape[1] == batch.start + batch.length == batch.start + 27
+    codes = corpus.processor.codes([render(scene) for scene in scenes])
+    for scene, row, picture in zip(scenes, batch.tokens, codes, strict=True):
+        assert row[: batch.start].tolist() == corpus.processor.layout.about_picture(picture, "what is there ?")
+        words = corpus.tokenizer.decode(row[batch.start :]).split()
+        said = {place: " ".join(words[3 * place : 3 * place + 3]) for place in range(9)}
+        assert said == dict.fromkeys(range(9), "is no object") | {thing.place: thing.name for thing in scene}
 
 
 def test_the_image_tokenizer_learns_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

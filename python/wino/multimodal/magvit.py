@@ -280,10 +280,11 @@ class MAGVITv2(nn.Module):
         module.to(device or "cpu", torch.float32)
         return model
 
-    def save(self, folder: Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` as :meth:`load` reads them."""
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` as :meth:`load` reads them; ``dtype``: of what is written."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _WEIGHTS[0])
+        tensors = {name: value.to(dtype or value.dtype).contiguous() for name, value in self.state_dict().items()}
+        save_file(tensors, folder / _WEIGHTS[0])
         write_atomically(folder / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
 
 

@@ -1,0 +1,68 @@
+"""benchmarks/pictures.py from settings to page, on an untrained model; its bars find what they are there for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from small_mmada import save_small_mmada
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import pictures
+import quality
+import tables
+
+
+def test_tune_report_render(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_small_mmada(tmp_path / "model")
+    monkeypatch.setattr(quality, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(pictures, "DOCS", tmp_path)
+    monkeypatch.setattr(quality, "WINO_GRID", quality.WINO_GRID[:2])
+    monkeypatch.setattr(pictures, "DRAWING_GRID", pictures.DRAWING_GRID[:2])
+    monkeypatch.setattr(pictures, "WINO_ON_CODES", pictures.WINO_ON_CODES[:2])
+
+    def run(command: str) -> int:
+        options = ["--model", str(folder), "--items", "3", "--curve-items", "2"]
+        monkeypatch.setattr(sys, "argv", ["pictures.py", command, *options])
+        try:
+            pictures.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    assert run("tune") == 0
+    presets = json.loads((folder / "presets.json").read_text())
+    assert set(presets) == {"caption", "question", "drawing"} and set(presets["drawing"]) == {"maskgit", "wino"}
+    assert run("report") in (0, 1)
+    figures = json.loads((tmp_path / "pictures.json").read_text())
+    page = (tmp_path / "pictures.md").read_text()
+    assert "confidence_threshold at WINO's steps" in page and "maskgit at WINO's steps" in page
+    assert (tmp_path / "pictures.png").stat().st_size > 10_000
+    table = tables.pictures(figures)
+    assert table.count("\n| caption |") == table.count("\n| question |") == 6
+    first = page
+    shutil.rmtree(tmp_path / "cache")
+    capsys.readouterr()
+    assert run("render") in (0, 1)
+    assert (tmp_path / "pictures.md").read_text() == first
+
+    rows = {row["decoder"]: row for row in figures["tasks"]["caption"]["rows"]}
+    rows["wino"] |= {"step_reduction": 6.0, "cider": 5.0}
+    rows["low_confidence"]["cider"] = rows["confidence_threshold at WINO's steps"]["cider"] = 5.0
+    assert pictures.check_bars(figures) == []
+    for decoder, change, told in (
+        ("wino", {"step_reduction": 4.9}, "step reduction 4.90"),
+        ("low_confidence", {"cider": 5.1}, "WINO's CIDEr 5.000 < 5.100"),
+        ("confidence_threshold at WINO's steps", {"cider": 5.1}, "the confidence threshold has 5.100 at equal steps"),
+    ):
+        worse = copy.deepcopy(figures)
+        next(row for row in worse["tasks"]["caption"]["rows"] if row["decoder"] == decoder).update(change)
+        (missed,) = pictures.check_bars(worse)
+        assert told in missed
