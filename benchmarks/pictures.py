@@ -13,12 +13,12 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from quality import DOCS, Bench, points, sweep_configs, tune, with_task
+from quality import DOCS, Bench, curve_of, points, provenance, tune, with_task
 from rich.progress import track
 from tables import percent, table
 
@@ -97,63 +97,42 @@ def measure_task(bench: Bench, task: Task, presets: Any, count: int, curve_count
             row["cider_difference"] = cider_difference(task, result, default)
             row["wino_minus_cider"] = cider_difference(task, ours, result)
         rows.append(row)
-    curve = [
-        {
-            "decoder": name,
-            "threshold": config.threshold,
-            "steps": config.steps,
-            **bench.first(task, "heldout", curve_count, config).row(),
-        }
-        for name, config in sweep_configs(task)
-    ]
-    return {"title": task.title, "rows": rows, "curve": curve}
+    return {"title": task.title, "rows": rows, "curve": curve_of(bench, task, curve_count)}
 
 
 def drawn_as_asked(bench: Bench, items: Sequence[Item], config: GenerationConfig) -> dict[str, float]:
-    """Draw every caption and read the pictures with :func:`wino.tasks.scenes.read_scene`."""
-    processor = bench.tokenizer
-    asked = found = exact = steps = 0
+    """Draw every caption and read the pictures."""
+    steps, codes = 0, []
     batches = [items[first : first + _BATCH] for first in range(0, len(items), _BATCH)]
     for batch in track(batches, f"{DRAWING} {config.decoder}", transient=True):
-        codes, out = draw(bench.model, processor.layout, [item.answer for item in batch], config)
+        drawn, out = draw(bench.model, bench.tokenizer.layout, [item.answer for item in batch], config)
+        codes.append(drawn)
         steps += int(out.steps.sum())
-        for item, picture in zip(batch, from_pixels(processor.magvit.decode_code(codes)), strict=True):
-            wanted, seen = set(scene_of(item)), set(read_scene(picture))
-            asked, found, exact = asked + len(wanted), found + len(wanted & seen), exact + (wanted == seen)
-    return {
-        "n": len(items),
-        "objects": found / asked,
-        "exact": exact / len(items),
-        "mean_steps": steps / len(items),
-    }
+    return {**as_asked(bench, items, torch.cat(codes)), "mean_steps": steps / len(items)}
 
 
 def reconstructed(bench: Bench, items: Sequence[Item]) -> dict[str, float]:
     """The same of pictures that only went through the image tokenizer: no drawing can be better."""
-    processor = bench.tokenizer
-    codes = processor.codes([PICTURE_TASKS["caption"].picture(item) for item in items])
+    return as_asked(bench, items, bench.tokenizer.codes([PICTURE_TASKS["caption"].picture(item) for item in items]))
+
+
+def as_asked(bench: Bench, items: Sequence[Item], codes: torch.Tensor) -> dict[str, float]:
+    """Shares of the objects, and of the pictures, that :func:`wino.tasks.scenes.read_scene` finds as ``items`` say."""
     asked = found = exact = 0
-    for item, picture in zip(items, from_pixels(processor.magvit.decode_code(codes)), strict=True):
+    for item, picture in zip(items, from_pixels(bench.tokenizer.magvit.decode_code(codes)), strict=True):
         wanted, seen = set(scene_of(item)), set(read_scene(picture))
         asked, found, exact = asked + len(wanted), found + len(wanted & seen), exact + (wanted == seen)
     return {"n": len(items), "objects": found / asked, "exact": exact / len(items)}
 
 
-def drawing_configs(bench: Bench, grid: Sequence[dict[str, Any]], decoder: str) -> Iterator[Any]:
-    for settings in grid:
-        codes = bench.tokenizer.layout.num_codes
-        caps = {"max_accept": codes, "min_accept": 1} if decoder == "wino" else {}
-        yield (
-            settings | caps,
-            drawing_config(bench.tokenizer.layout, decoder=decoder, **own_settings(decoder, settings | caps)),
-        )
-
-
-def own_settings(decoder: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` of a decoder of codes; WINO takes the likeliest code, without MaskGIT's noise and steps."""
-    return (
-        settings if decoder == "maskgit" else {"steps": None, "temperature": 0.0, "choice_temperature": 0.0, **settings}
-    )
+def config_of(bench: Bench, decoder: str, settings: dict[str, Any]) -> GenerationConfig:
+    """``settings`` of a decoder of codes. WINO takes the likeliest code, without MaskGIT's noise and steps, and may
+    accept any number of them."""
+    layout = bench.tokenizer.layout
+    if decoder == "wino":
+        greedy = {"steps": None, "temperature": 0.0, "choice_temperature": 0.0, "max_accept": layout.num_codes}
+        settings = {**greedy, "min_accept": 1, **settings}
+    return drawing_config(layout, decoder=decoder, **settings)
 
 
 def tune_drawing(bench: Bench, folder: Path, count: int) -> None:
@@ -162,8 +141,8 @@ def tune_drawing(bench: Bench, folder: Path, count: int) -> None:
     chosen = {}
     for decoder, grid in (("maskgit", DRAWING_GRID), ("wino", WINO_ON_CODES)):
         tried = []
-        for settings, config in drawing_configs(bench, grid, decoder):
-            result = drawn_as_asked(bench, items, config)
+        for settings in grid:
+            result = drawn_as_asked(bench, items, config_of(bench, decoder, settings))
             tried.append((result["objects"], settings))
             print(f"{DRAWING} {decoder} {settings}: {result}")
         chosen[decoder] = max(tried, key=lambda row: row[0])[1]
@@ -177,23 +156,16 @@ def report(bench: Bench, folder: Path, count: int, curve_count: int) -> dict[str
     measured = {task.name: measure_task(bench, task, presets, count, curve_count) for task in PICTURE_TASKS.values()}
     items = held_out(PICTURE_TASKS["caption"], count)
     drawings = {"image tokenizer alone": reconstructed(bench, items)}
-    layout = bench.tokenizer.layout
     for decoder, settings in presets[DRAWING].items():
-        config = drawing_config(layout, decoder=decoder, **own_settings(decoder, settings))
-        drawings[decoder] = {**drawn_as_asked(bench, items, config), "settings": settings}
+        drawn = drawn_as_asked(bench, items, config_of(bench, decoder, settings))
+        drawings[decoder] = {**drawn, "settings": settings}
         if decoder == "wino":
             steps = max(1, round(drawings[decoder]["mean_steps"]))
             equal = {**presets[DRAWING]["maskgit"], "steps": steps}
             name = "maskgit at WINO's steps"
-            drawings[name] = {**drawn_as_asked(bench, items, drawing_config(layout, **equal)), "settings": equal}
-    return {
-        "items": count,
-        "curve_items": curve_count,
-        "weights": bench.fingerprint,
-        "torch": torch.__version__,
-        "tasks": measured,
-        "drawings": drawings,
-    }
+            drawn = drawn_as_asked(bench, items, config_of(bench, "maskgit", equal))
+            drawings[name] = {**drawn, "settings": equal}
+    return {**provenance(bench, count, curve_count), "tasks": measured, "drawings": drawings}
 
 
 def settings_of(row: dict[str, Any]) -> str:

@@ -123,28 +123,37 @@ def measure_task(
     steps = math.ceil(ours.mean_steps)
     rival = bench.first(task, "heldout", count, with_task(task, "low_confidence", steps=steps))
     rival_row = {"steps": steps, "wino_minus": paired_difference(ours.correct, rival.correct), **rival.row()}
-    curve = [
+    curve = curve_of(bench, task, curve_count)
+    return {"title": task.title, "rows": rows, "equal_steps": rival_row, "curve": curve}
+
+
+def curve_of(bench: Bench, task: Task, count: int) -> list[dict[str, Any]]:
+    """The points of :func:`sweep_configs` on held-out items."""
+    return [
         {
             "decoder": label,
             "threshold": config.threshold,
             "steps": config.steps,
-            **bench.first(task, "heldout", curve_count, config).row(),
+            **bench.first(task, "heldout", count, config).row(),
         }
         for label, config in sweep_configs(task)
     ]
-    return {"title": task.title, "rows": rows, "equal_steps": rival_row, "curve": curve}
 
 
 def report(bench: Bench, folder: Path, tasks: Sequence[Task], count: int, curve_count: int) -> dict[str, Any]:
     """Every decoder on the held-out items of every family."""
     presets = load_presets(folder)
     measured = {task.name: measure_task(bench, task, presets, count, curve_count) for task in tasks}
+    return {**provenance(bench, count, curve_count), "tasks": measured}
+
+
+def provenance(bench: Bench, count: int, curve_count: int) -> dict[str, Any]:
+    """What a report was made of."""
     return {
         "items": count,
         "curve_items": curve_count,
         "weights": bench.fingerprint,
         "torch": torch.__version__,
-        "tasks": measured,
     }
 
 

@@ -611,12 +611,13 @@ def test_picture_demo_on_a_terminal_fits(seeing: Path, width: int, monkeypatch: 
     monkeypatch.setattr(demo_module.time, "sleep", lambda seconds: None)
     session = open_session(str(seeing), tasks=list(PICTURE_TASKS.values()))
     task = PICTURE_TASKS["caption"]
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=50, highlight=False)
+    drawn_on = io.StringIO()
+    console = Console(file=drawn_on, force_terminal=True, width=width, height=50, highlight=False)
     show = demo_module.prepare(session, task, 0, demo_module.SHOWN_OF_PICTURES)
     demo_module.play(console, session, show, animate=False, speed=1.0)
     drawn, config = gallery.draw_captions(session, 4, 0)
     gallery.print_drawn(console, drawn, config)
-    lines = plain(console.file.getvalue())  # type: ignore[attr-defined]
+    lines = plain(drawn_on.getvalue())
     assert max(map(cell_len, lines)) <= width and sum("\u2580" in line for line in lines) >= 16 + 12
     screen = "\n".join(lines)
     assert all(title in screen for title in demo_module.SHOWN_OF_PICTURES.values())
