@@ -14,6 +14,7 @@ import sys
 import time
 import xml.etree.ElementTree
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from wino.decoders import DECODERS
 from wino.files import write_atomically
 from wino.pretrain import Recipe, build_model, build_tokenizer
 from wino.tasks import PICTURE_TASKS, TASKS
+from wino.tasks.scenes import render, scene_of
 from wino.trace import StepRecord
 
 RECIPE = Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)
@@ -622,6 +624,16 @@ def test_picture_demo_on_a_terminal_fits(seeing: Path, width: int, monkeypatch: 
     screen = "\n".join(lines)
     assert all(title in screen for title in demo_module.SHOWN_OF_PICTURES.values())
     assert config.seed == 0 and config.decoder == "maskgit"
+
+
+def test_drawn_objects_are_counted(seeing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = open_session(str(seeing), tasks=list(PICTURE_TASKS.values()))
+    scenes = [scene_of(item) for item in islice(PICTURE_TASKS["caption"].items("heldout", 0), 3)]
+    pictures = [render(scenes[0]), render(scenes[1][1:]), render(())]
+    monkeypatch.setattr(gallery, "from_pixels", lambda pixels: pictures)
+    drawn, _ = gallery.draw_captions(session, 3, 0)
+    assert [one.found for one in drawn] == [len(scenes[0]), len(scenes[1]) - 1, 0]
+    assert drawn[1].caption == f"{len(scenes[1]) - 1} of {len(scenes[1])} objects drawn as asked"
 
 
 def test_half_blocks_are_the_pixels() -> None:

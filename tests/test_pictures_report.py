@@ -17,6 +17,10 @@ import pictures
 import quality
 import tables
 
+from wino.multimodal import load
+from wino.tasks import PICTURE_TASKS
+from wino.tasks.scenes import render, scene_of
+
 
 def test_tune_report_render(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -66,3 +70,14 @@ def test_tune_report_render(
         next(row for row in worse["tasks"]["caption"]["rows"] if row["decoder"] == decoder).update(change)
         (missed,) = pictures.check_bars(worse)
         assert told in missed
+
+
+def test_drawings_are_graded_object_by_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = quality.Bench("small", *load(save_small_mmada(tmp_path)))
+    items = pictures.held_out(PICTURE_TASKS["caption"], 3)
+    scenes = [scene_of(item) for item in items]
+    shown = [render(scenes[0]), render(scenes[1][1:]), render(())]
+    monkeypatch.setattr(pictures, "from_pixels", lambda pixels: shown)
+    total = sum(map(len, scenes))
+    result = pictures.reconstructed(bench, items)
+    assert result == {"n": 3, "objects": (len(scenes[0]) + len(scenes[1]) - 1) / total, "exact": 1 / 3}

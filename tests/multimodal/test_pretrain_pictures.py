@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_mmada import IMAGE_TOKENIZER, SHAPE, build_corpus
 from torch import Tensor, nn
 
@@ -211,6 +212,10 @@ def test_a_folder_loads_decodes_and_collects(tmp_path: Path, corpus: Pictures) -
     save_folder(model, corpus, tmp_path / "model")
     again, processor = load(tmp_path / "model")
     assert isinstance(processor, Processor) and processor.magvit.config == IMAGE_TOKENIZER
+    written = load_file(tmp_path / "model" / "image_tokenizer" / "model.safetensors")
+    for name, value in processor.magvit.state_dict().items():
+        assert written[name].dtype == (torch.float16 if value.is_floating_point() else torch.int64)
+        assert value.dtype == (torch.float32 if value.is_floating_point() else torch.int64)
     task = PICTURE_TASKS["caption"]
     items = training_items(task, 3)
     config = wino.GenerationConfig(decoder="wino", max_new_tokens=task.max_new_tokens)

@@ -47,7 +47,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 GOOD = {
     "flickr30k": ["a dog runs", "A brown dog is running."],
-    "ai2d": ["\\boxed{B}", "The answer is B.", "B", "\\boxed{rabbit}", "<answer>B. rabbit</answer>"],
+    "ai2d": ["\\boxed{B}", "The answer is B.", "B", "\\boxed{rabbit}", "<answer>B. rabbit</answer>", "I think B"],
     "math-vision": ["\\boxed{12}", "so \\boxed{12.0}", "x is 12", "\\boxed{\\frac{24}{2}}"],
     "mathvista-mini": ["\\boxed{1.2}", "\\boxed{1.21 cm}", "It is 1.2 cm", "\\boxed{1.16}"],
     "mmmu-val": ["\\boxed{B}", "Answer: (B)", "\\boxed{both}"],

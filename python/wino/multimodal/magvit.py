@@ -281,9 +281,12 @@ class MAGVITv2(nn.Module):
         return model
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors`` as :meth:`load` reads them; ``dtype``: of what is written."""
+        """Write ``config.json`` and ``model.safetensors`` as :meth:`load` reads them; ``dtype``: of the weights there."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.to(dtype or value.dtype).contiguous() for name, value in self.state_dict().items()}
+        tensors = {
+            name: (value.to(dtype or value.dtype) if value.is_floating_point() else value).contiguous()
+            for name, value in self.state_dict().items()
+        }
         save_file(tensors, folder / _WEIGHTS[0])
         write_atomically(folder / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
 
