@@ -626,6 +626,12 @@ def test_picture_demo_on_a_terminal_fits(seeing: Path, width: int, monkeypatch: 
     assert config.seed == 0 and config.decoder == "maskgit"
 
 
+def test_a_heading_in_a_pipe_is_one_line() -> None:
+    written = io.StringIO()
+    demo_module.heading(Console(file=written, width=80), "question", "long " * 30)
+    assert written.getvalue() == f"\nquestion: {'long ' * 30}\n"
+
+
 def test_drawn_objects_are_counted(seeing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = open_session(str(seeing), tasks=list(PICTURE_TASKS.values()))
     scenes = [scene_of(item) for item in islice(PICTURE_TASKS["caption"].items("heldout", 0), 3)]

@@ -149,7 +149,10 @@ def heading(console: Console, name: str, title: str) -> None:
     """The title line of a task."""
     title = f"{name}: {title}"
     console.print()
-    console.print(Rule(Text(title, "bold"), align="left", style="bright_black") if console.is_terminal else title)
+    if console.is_terminal:
+        console.print(Rule(Text(title, "bold"), align="left", style="bright_black"))
+    else:
+        say(console, title)
 
 
 def prepare(session: Session, task: Task, seed: int, shown: Mapping[str, str] = SHOWN) -> Show:
@@ -204,7 +207,7 @@ def play(console: Console, session: Session, show: Show, *, animate: bool, speed
     say(console, show.why, "dim")
     if not console.is_terminal:
         if show.picture is not None:
-            say(console, f"  right, of several: {show.item.answer}")
+            say(console, f"  a right answer: {show.item.answer}")
         for decode in show.decodes:
             outcome = "solved" if decode.correct else "wrong"
             say(

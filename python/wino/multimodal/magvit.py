@@ -281,7 +281,7 @@ class MAGVITv2(nn.Module):
         return model
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors`` as :meth:`load` reads them; ``dtype``: of the weights there."""
+        """Write ``config.json`` and ``model.safetensors`` as :meth:`load` reads them; ``dtype``: of the weights."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: (value.to(dtype or value.dtype) if value.is_floating_point() else value).contiguous()
