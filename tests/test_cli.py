@@ -623,6 +623,7 @@ def test_picture_demo_on_a_terminal_fits(seeing: Path, width: int, monkeypatch: 
     assert max(map(cell_len, lines)) <= width and sum("\u2580" in line for line in lines) >= 16 + 12
     screen = "\n".join(lines)
     assert all(title in screen for title in demo_module.SHOWN_OF_PICTURES.values())
+    assert screen.count("\u2500 solved \u2500") + screen.count("\u2500 wrong \u2500") == len(show.decodes)
     assert config.seed == 0 and config.decoder == "maskgit"
 
 

@@ -294,12 +294,14 @@ class Stage:
         )
         verdict = Text("solved", "bold green") if decode.correct else Text("wrong", "bold red")
         outcome = verdict if done else Text("decoding", "bright_black")
+        subtitle = None
         if self.show.picture is not None:
-            body = Group(board.text(flash), counters)
+            body, subtitle = Group(board.text(flash), counters), outcome
         else:
             body = Group(Text(), Align.center(board.text(flash)), Text(), counters, Align.center(outcome))
         border = ("green" if decode.correct else "red") if done else "bright_black"
-        return Panel(body, title=Text(decode.title, "bold"), border_style=border, padding=(0, 1))
+        title = Text(decode.title, "bold")
+        return Panel(body, title=title, subtitle=subtitle, border_style=border, padding=(0, 1))
 
 
 def layout(show: Show, glyphs: Glyphs, length: int) -> tuple[list[Line], dict[int, str]]:
