@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo demo-multimodal test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality plus tiny tiny-mmada build clean
+.PHONY: demo demo-multimodal test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality plus plus-pictures tiny tiny-mmada build clean
 
 demo: $(VENV)/installed-decode
 	$(BIN)/wino demo
@@ -55,6 +55,10 @@ quality: $(VENV)/installed-dev
 plus: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/plus.py --bundle python/wino/assets/wino-tiny-plus
 	$(BIN)/python benchmarks/tables.py
+
+# The same with pictures.
+plus-pictures: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/plus.py pictures
 
 tiny: $(VENV)/installed-dev
 	$(BIN)/python -m wino.pretrain --out build/wino-tiny --work build/wino-tiny-run

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from tables import percent, table
+from tables import percent, settings_of, table
 
 import wino
 from wino.config import GenerationConfig
@@ -170,7 +170,7 @@ paired by item. Step reduction counts an answer up to its end token, never paddi
         body = [
             [
                 row["decoder"],
-                ", ".join(f"{key} {value}" for key, value in row["settings"].items()) or "-",
+                settings_of(row) or "-",
                 f"{percent(row['accuracy'])} [{percent(row['ci_low'])}, {percent(row['ci_high'])}]",
                 points(row["difference"]),
                 f"{row['mean_steps']:.2f}",

@@ -35,6 +35,10 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def settings_of(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row.get("settings", {}).items())
+
+
 def kernels(rows: list[dict[str, Any]]) -> str:
     """Every figure of an operator that has a bar: ratios with their intervals, and memory."""
     body = [[*_ratio_cells(row), f"{row['bar']:g}x"] for row in _ratios(rows, "kernels")]
@@ -79,7 +83,7 @@ def quality(figures: dict[str, Any]) -> str:
     body = []
     for task in figures["tasks"].values():
         for row in task["rows"]:
-            settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+            settings = settings_of(row)
             low, high = (100 * value for value in row["difference"][1:])
             body.append(
                 [
@@ -127,7 +131,7 @@ def pictures(figures: dict[str, Any]) -> str:
     body = []
     for name, task in figures["tasks"].items():
         for row in task["rows"]:
-            settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
+            settings = settings_of(row)
             accuracy = f"{percent(row['accuracy'])} [{percent(row['ci_low'])}, {percent(row['ci_high'])}]"
             body.append(
                 [

@@ -67,11 +67,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small_mmada(tmp_path_factory.mktemp("mmada") / "model")
 
 
+def wide(item: Any) -> Any:
+    """A picture that loses its sides if it is cropped."""
+    return render(scene_of(item)).resize((96, 48))
+
+
 def requests(model: Any, contexts: list[str], settings: list[dict[str, Any]]) -> list[Request]:
     items = PICTURE_TASKS["question"].items("heldout")
     documents = [next(items) for _ in contexts]
     model.task_dict = {"scenes": {"test": documents}}
-    pictures: Callable[[Any], list[Any]] = lambda item: [render(scene_of(item))]  # noqa: E731
+    pictures: Callable[[Any], list[Any]] = lambda item: [wide(item)]  # noqa: E731
     return [
         Request((context, given, pictures, number, "scenes", "test"))
         for number, (context, given) in enumerate(zip(contexts, settings, strict=True))
@@ -79,7 +84,15 @@ def requests(model: Any, contexts: list[str], settings: list[dict[str, Any]]) ->
 
 
 def test_answers_are_those_of_the_loop_in_the_order_of_requests(plugin: ModuleType, folder: Path) -> None:
-    settings = {"dtype": "float32", "batch_size": "2", "gen_length": 8, "block_length": 8, "threshold": "0.5"}
+    settings = {
+        "dtype": "float32",
+        "batch_size": "2",
+        "fit": "squash",
+        "prefix": "describe the picture ",
+        "gen_length": 8,
+        "block_length": 8,
+        "threshold": "0.5",
+    }
     model = plugin.WinoMMaDA(str(folder), **settings)
     asked = requests(
         model,
@@ -90,13 +103,34 @@ def test_answers_are_those_of_the_loop_in_the_order_of_requests(plugin: ModuleTy
     reference, processor = load(folder, dtype=torch.float32)
     for request, answer, (length, block) in zip(asked, answers, ((8, 8), (12, 6), (8, 8)), strict=True):
         item = model.task_dict["scenes"]["test"][request.args[3]]
-        ids, mask = processor.encode_with_pictures([request.args[0].replace("<image> ", "")], [render(scene_of(item))])
+        prompt = "describe the picture " + request.args[0].replace("<image> ", "")
+        ids, mask = processor.encode_with_pictures([prompt], [wide(item)], fit="squash")
         out = wino.generate(reference, ids, mask, max_new_tokens=length, block_length=block, threshold=0.5)
         generated = out.sequences[0, ids.shape[1] :].tolist()
         generated = generated[: [*generated, processor.eos_token_id].index(processor.eos_token_id)]
         assert answer == processor.decode(generated, skip_special_tokens=True)
     assert [heard[2] for heard in model.cache_hook.heard] == [answers[0], answers[2], answers[1]]
     assert model.batch_size == 2 and model.tokenizer is model.processor.tokenizer
+
+
+def test_an_answer_ends_where_the_task_says(plugin: ModuleType, folder: Path) -> None:
+    model = plugin.WinoMMaDA(str(folder), dtype="float32", gen_length=8, block_length=8)
+    (whole,) = model.generate_until(requests(model, ["is it red ?"], [{}]))
+    words = whole.split(" ")
+    stop = words[1]
+    (short,) = model.generate_until(requests(model, ["is it red ?"], [{"until": [stop]}]))
+    assert len(words) > 2 and short == whole.partition(stop)[0] != whole
+
+
+def test_a_request_without_pictures(plugin: ModuleType, folder: Path) -> None:
+    model = plugin.WinoMMaDA(str(folder), dtype="float32", gen_length=8, block_length=8)
+    (request,) = requests(model, ["is it red ?"], [{}])
+    (answer,) = model.generate_until([Request((*request.args[:2], lambda item: None, *request.args[3:]))])
+    ids = torch.tensor([model.processor.layout.about_picture([], "is it red ?")])
+    out = wino.generate(load(folder, dtype=torch.float32)[0], ids, max_new_tokens=8, block_length=8)
+    generated = out.sequences[0, ids.shape[1] :].tolist()
+    end = [*generated, model.processor.eos_token_id].index(model.processor.eos_token_id)
+    assert answer == model.processor.decode(generated[:end], skip_special_tokens=True)
 
 
 def test_stops_and_settings(plugin: ModuleType) -> None:
@@ -110,6 +144,9 @@ def test_what_it_cannot_do(plugin: ModuleType, folder: Path) -> None:
         plugin.WinoMMaDA("nowhere", threshold="2")
     with pytest.raises(TypeError, match="unknown settings colour"):
         plugin.WinoMMaDA("nowhere", colour="red")
+    for name, value in (("fit", "pad"), ("dtype", "fp16"), ("batch_size", "auto"), ("gen_length", 0)):
+        with pytest.raises(ValueError, match=f"{name}: expected .*, got '?{value}'?"):
+            plugin.WinoMMaDA("nowhere", **{name: value})
     model = plugin.WinoMMaDA(str(folder), dtype="float32")
     for call in (model.loglikelihood, model.generate_until_multi_round):
         with pytest.raises(NotImplementedError, match="wino_mmada: "):

@@ -179,6 +179,14 @@ def test_drawing() -> None:
     assert int(out.steps) <= 15 and codes.shape == (1, PICTURE)
 
 
+def test_drawings_that_do_not_fit() -> None:
+    layout = PromptLayout(tokenizer(), config())
+    with pytest.raises(TypeError, match="texts: expected a sequence of descriptions, got one text"):
+        draw(model(), layout, "a red cube")
+    with pytest.raises(TypeError, match="cfg_scale, steps: expected in config, from drawing_config, not beside it"):
+        draw(model(), layout, ["a"], drawing_config(layout), steps=3, cfg_scale=0.0)
+
+
 def test_drawings_are_guided_by_the_prompt_of_no_text() -> None:
     layout, settings = PromptLayout(tokenizer(), config()), {"steps": 4, "cfg_scale": 2.0, "seed": 3}
     codes, _ = draw(model(), layout, ["a red cube"], drawing_config(layout, **settings))
@@ -206,5 +214,5 @@ def test_codes_of_a_decode_without_a_range() -> None:
     tokens = torch.tensor([[*range(13, 22), 5]])
     assert layout.codes_of(tokens).tolist() == [[*range(9)]]
     tokens[0, 3] = 12
-    with pytest.raises(ValueError, match=r"tokens: 12 is no image code, which are 13 \.\. 29"):
+    with pytest.raises(ValueError, match=r"tokens: 12 is no image code, which are 13 \.\. 28"):
         layout.codes_of(tokens)

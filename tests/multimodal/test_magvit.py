@@ -181,6 +181,12 @@ def test_pixels_that_do_not_fit(pixels: Tensor, match: str) -> None:
         small().get_code(pixels)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_pixels_of_another_kind(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"pixels: expected floating point in \[-1, 1\], got {dtype}"):
+        small().get_code(torch.zeros(1, 3, 16, 16, dtype=dtype))
+
+
 @pytest.mark.parametrize(
     ("codes", "shape", "kind", "match"),
     [

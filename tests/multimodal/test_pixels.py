@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from wino.multimodal import from_pixels, open_image, to_pixels
 
@@ -41,6 +42,12 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     for image in (path, Image.fromarray(grey.astype(np.int32)), Image.fromarray(grey.astype(np.uint16))):
         shown = as_array(open_image(image))
         assert abs(shown - (grey / 257)[:, :, None]).max() <= 1
+
+
+def test_integers_of_eight_bits_are_not_scaled() -> None:
+    grey = np.linspace(0, 255, 64).reshape(8, 8).astype(np.int32)
+    for image in (Image.fromarray(grey), Image.fromarray(grey.astype(np.uint8)).convert("I")):
+        assert (as_array(open_image(image)) == grey[:, :, None]).all()
 
 
 def test_palettes_bits_and_inks() -> None:
@@ -77,6 +84,17 @@ def test_orientation_and_animations(tmp_path: Path) -> None:
     assert (as_array(open_image(tmp_path / "moving.gif"))[:, :, 0] > 250).all()
 
 
+@pytest.mark.parametrize("broken", [b"II*\0", b"Exif\0\0", b"MM\0*\0\0\xff\xff", b"nonsense"])
+def test_a_broken_orientation_leaves_the_pixels(tmp_path: Path, broken: bytes) -> None:
+    for extension in ("png", "jpg", "webp"):
+        ramp(40, 30).save(tmp_path / f"odd.{extension}", exif=broken)
+        assert open_image(tmp_path / f"odd.{extension}").size == (40, 30)
+    text = PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n4\nnot hexadecimal")
+    ramp(40, 30).save(tmp_path / "profile.png", pnginfo=text)
+    assert open_image(tmp_path / "profile.png").size == (40, 30)
+
+
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tiff"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
 def test_a_truncated_file(tmp_path: Path, extension: str, share: float) -> None:
@@ -96,6 +114,15 @@ def test_what_is_no_image(tmp_path: Path) -> None:
             open_image(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         open_image(tmp_path / "nowhere.png")
+    file = io.BytesIO(b"hello")
+    with pytest.raises(ValueError, match="image in memory: is not an image that Pillow can read"):
+        open_image(file)
+    file.name = "row 7"
+    with pytest.raises(ValueError, match="image row 7: is not an image that Pillow can read"):
+        open_image(file)
+    for source, kind in ((b"\x89PNG", "bytes"), (np.zeros((4, 4, 3), np.uint8), "ndarray"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"source: expected a path, .* or a Pillow image, got {kind}"):
+            open_image(source)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"image in memory \(RGB\): has no pixels \(0 x 5\)"):
         open_image(Image.new("RGB", (0, 5)))
     with pytest.raises(ValueError, match=r"image in memory \(F\): has floating-point pixels"):

@@ -19,6 +19,7 @@ import wino
 from wino import pretrain
 from wino.multimodal import MAGVITv2, Processor, load, to_pixels
 from wino.multimodal.pretrain import (
+    BLUEPRINT,
     INVENTORY,
     PICTURES,
     Pictures,
@@ -34,6 +35,7 @@ from wino.plus.collect import collect, training_items
 from wino.plus.records import read_trajectories
 from wino.pretrain import Recipe, train
 from wino.tasks import PICTURE_TASKS, TASKS, split_of
+from wino.tasks.curve import Workbench
 from wino.tasks.evaluation import encode_items, evaluate
 from wino.tasks.scenes import (
     COLOURS,
@@ -114,6 +116,15 @@ def test_an_inventory_says_what_is_in_each_cell(corpus: Pictures, monkeypatch: p
         words = corpus.tokenizer.decode(row[batch.start :]).split()
         said = {place: " ".join(words[3 * place : 3 * place + 3]) for place in range(9)}
         assert said == dict.fromkeys(range(9), "is no object") | {thing.place: thing.name for thing in scene}
+
+
+def test_a_blueprint_is_an_inventory_to_be_drawn(corpus: Pictures) -> None:
+    seen, drawn = (corpus.batch(name, 4, random.Random(1)) for name in (INVENTORY, BLUEPRINT))
+    layout = corpus.processor.layout
+    assert drawn.visible is None and drawn.length == layout.num_codes
+    assert torch.equal(drawn.tokens[:, drawn.start : -1], seen.tokens[:, 2 : 2 + layout.num_codes])
+    for row, inventory in zip(drawn.tokens, seen.tokens[:, seen.start :], strict=True):
+        assert row[: drawn.start].tolist() == layout.for_picture(corpus.tokenizer.decode(inventory))
 
 
 def test_the_image_tokenizer_learns_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,11 +244,46 @@ def test_a_folder_loads_decodes_and_collects(tmp_path: Path, corpus: Pictures) -
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("wino.multimodal.pretrain.MODEL", Recipe(batch=(("question", 2),)))
+    monkeypatch.setattr("wino.multimodal.pretrain.MODEL", Recipe(batch=(("question", 2),), decay_fraction=0.3))
+    seen: list[MAGVITv2] = []
+    learn = pretrain.train
+    monkeypatch.setattr(
+        "wino.multimodal.pretrain.train",
+        lambda recipe, folder, corpus: seen.append(corpus.processor.magvit) or learn(recipe, folder, corpus),
+    )
     out = tmp_path / "model"
     main(["--out", str(out), "--work", str(tmp_path / "run"), "--tokenizer-steps", "1", "--steps", "1"])
     assert f"wrote {out}" in capsys.readouterr().out
-    assert load(out)[1].magvit.config == PICTURES
+    state = torch.load(tmp_path / "run" / "model" / "checkpoint.pt", weights_only=False)
+    assert state["recipe"] == dataclasses.asdict(Recipe(batch=(("question", 2),), steps=1, decay_fraction=0.3))
+    shipped = load(out)[1].magvit
+    assert shipped.config == PICTURES
+    assert all(torch.equal(value, shipped.state_dict()[name]) for name, value in seen[0].state_dict().items())
+
+
+def test_pictures_that_do_not_fit_their_prompts(corpus: Pictures) -> None:
+    processor, picture = corpus.processor, render(draw_scene(random.Random(0)))
+    with pytest.raises(TypeError, match="prompts: expected a sequence of prompts, got one text"):
+        processor.encode_with_pictures("is it red ?", [picture])
+    with pytest.raises(ValueError, match="pictures: expected one, or a list of some, for each of 2 prompts, got 1"):
+        processor.encode_with_pictures(["is it red ?"] * 2, [picture])
+    with pytest.raises(ValueError, match="pictures: expected at least one"):
+        processor.codes([])
+
+
+def test_another_image_tokenizer_is_another_model(corpus: Pictures, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = Processor(corpus.tokenizer, corpus.build_model(Recipe(**SHAPE)).config, MAGVITv2(IMAGE_TOKENIZER))
+    model = corpus.build_model(Recipe(**SHAPE))
+    prints = {Workbench("", model, processor, None).fingerprint for processor in (corpus.processor, other)}
+    assert len(prints) == 2
+    task, out = PICTURE_TASKS["question"], tmp_path / "records.jsonl"
+    config = wino.GenerationConfig(max_new_tokens=task.max_new_tokens)
+    items = training_items(task, 3)
+    for processor, count in ((corpus.processor, 2), (corpus.processor, 3)):
+        assert collect(model, processor, task, items[:count], out, config, name="tiny", temperatures=(0.0,))
+    with pytest.raises(ValueError, match="image_tokenizer_fingerprint"):
+        collect(model, other, task, items, out, config, name="tiny", temperatures=(0.0,))
 
 
 def test_what_does_not_fit_together(tmp_path: Path, corpus: Pictures) -> None:

@@ -82,7 +82,7 @@ def open_session(name: str, device: str | None = None, *, tasks: Sequence[Task] 
     """
     pictures = any(task.has_pictures for task in tasks)
     if pictures:
-        require("multimodal", "PIL")
+        require("multimodal", "PIL", "pycocoevalcap")
     with status(f"loading {name} ..."):
         import transformers
 

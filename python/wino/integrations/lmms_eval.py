@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lmms_eval.api.model import lmms
@@ -33,8 +33,13 @@ class WinoMMaDA(lmms):
         batch_size: prompts decoded together.
         gen_length: tokens generated, where a task does not say ``max_new_tokens``.
         block_length: shortened to what divides the length.
+        fit: "crop": a picture's middle square, as MMaDA takes photographs; "squash": all of it, its sides scaled alone,
+            as MMaDA takes diagrams and documents (AI2D, MathVista, MMMU, ...).
         prefix: text before every question, such as an instruction to reason first.
         **settings: further settings of :class:`wino.GenerationConfig`; numbers may come as text.
+
+    Raises:
+        ValueError, TypeError: a bad argument, named, or what :func:`wino.multimodal.load` refuses.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class WinoMMaDA(lmms):
         batch_size: int | str = 1,
         gen_length: int = 256,
         block_length: int = 128,
+        fit: Literal["crop", "squash"] = "crop",
         prefix: str = "",
         **settings: Any,
     ) -> None:
@@ -54,12 +60,16 @@ class WinoMMaDA(lmms):
         if device is None and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         self.settings = {name: _value(value) for name, value in settings.items() if name != "max_batch_size"}
-        self.gen_length, self.block_length, self.prefix = int(gen_length), int(block_length), prefix
+        sizes = {"gen_length": gen_length, "block_length": block_length, "batch_size": batch_size}
+        self.gen_length, self.block_length, self.batch_size_per_gpu = (_size(*size) for size in sizes.items())
+        if fit not in ("crop", "squash"):
+            raise ValueError(f"fit: expected 'crop' or 'squash', got {fit!r}")
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype):
+            raise ValueError(f"dtype: expected the name of a Torch dtype such as bfloat16, got {dtype!r}")
+        self.fit, self.prefix = fit, prefix
         self._config(self.gen_length)  # a bad setting is said before the weights are read
-        self.batch_size_per_gpu = int(batch_size)
-        self._model, self.processor = load(
-            pretrained, image_tokenizer=image_tokenizer, dtype=getattr(torch, dtype), device=device
-        )
+        self._model, self.processor = load(pretrained, image_tokenizer=image_tokenizer, dtype=kind, device=device)
 
     @property
     def batch_size(self) -> int:
@@ -98,7 +108,7 @@ class WinoMMaDA(lmms):
         context, _, visuals_of, doc_id, task, split = request.args
         pictures = visuals_of(self.task_dict[task][split][doc_id]) or []
         text = self.prefix + _PLACEHOLDER.sub("", context)
-        codes = list(self.processor.codes(pictures).cpu()) if pictures else []
+        codes = list(self.processor.codes(pictures, self.fit).cpu()) if pictures else []
         return self.processor.layout.about_picture(codes, text)
 
     def _config(self, length: int) -> GenerationConfig:
@@ -116,6 +126,16 @@ def _before(text: str, until: str | Sequence[str] | None) -> str:
     for stop in [until] if isinstance(until, str) else until or []:
         text = text.split(stop)[0] if stop else text
     return text
+
+
+def _size(name: str, value: int | str) -> int:
+    try:
+        size = int(value)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return size
 
 
 def _value(value: Any) -> Any:

@@ -14,7 +14,11 @@ from .layout import PromptLayout, pad_left
 
 
 def drawing_config(layout: PromptLayout, **settings: Any) -> GenerationConfig:
-    """Settings of MMaDA's demonstration (``maskgit``, 15 steps, guidance 3.5), and those given in their place."""
+    """Settings of MMaDA's demonstration (``maskgit``, 15 steps, guidance 3.5), and those given in their place.
+
+    Raises:
+        ValueError, TypeError: as :class:`wino.GenerationConfig`.
+    """
     defaults: dict[str, Any] = {
         "decoder": "maskgit",
         "max_new_tokens": layout.num_codes + 1,
@@ -34,15 +38,19 @@ def draw(
 
     Args:
         model: a :class:`wino.models.MMadaModelLM`, or a MMaDA after ``wino.patch``.
-        texts: what each picture shows; equal ones with equal seeds give equal pictures.
+        texts: what each picture shows; equal ones with equal seeds give equal pictures. "": any picture.
         config: from :func:`drawing_config`. Any decoder works on the codes; of WINO's, ``max_accept`` must be raised
             for a picture's many tokens, and that it helps is not established.
-        **call: further arguments of :func:`wino.generate`, such as ``streamer``.
+        **call: further arguments of :func:`wino.generate`, such as ``streamer``; no settings, which are ``config``'s.
 
     Raises:
         ValueError, TypeError: as :class:`PromptLayout` and :func:`wino.generate`.
     """
+    if isinstance(texts, str):
+        raise TypeError("texts: expected a sequence of descriptions, got one text")
     config = drawing_config(layout) if config is None else config
+    if settings := call.keys() & config.to_dict().keys():
+        raise TypeError(f"{', '.join(sorted(settings))}: expected in config, from drawing_config, not beside it")
     ids, mask = pad_left([layout.for_picture(text) for text in texts])
     if config.cfg_scale > 0:
         guide = pad_left([layout.for_picture("")] * len(texts))

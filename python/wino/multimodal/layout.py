@@ -75,7 +75,11 @@ class PromptLayout:
         return [*ids, self._special["<|sot|>"], *self._chat(text)]
 
     def for_picture(self, text: str) -> list[int]:
-        """The prompt of a picture that ``text`` describes, to the token before its codes; "": of any picture."""
+        """The prompt of a picture that ``text`` describes, to the token before its codes; "": of any picture.
+
+        Raises:
+            ValueError: text that the tokenizer cannot encode.
+        """
         words = self._encode(text) if text else []
         if words[:1] == [self._special["<|sot|>"]]:
             words = words[1:]
@@ -97,7 +101,7 @@ class PromptLayout:
         if wrong.any():
             bad = int(tokens[..., : self.num_codes][wrong][0])
             raise ValueError(
-                f"tokens: {bad} is no image code, which are {self.token_range[0]} .. {self.token_range[1]}"
+                f"tokens: {bad} is no image code, which are {self.token_range[0]} .. {self.token_range[1] - 1}"
             )
         return codes
 
@@ -129,7 +133,11 @@ class PromptLayout:
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """``input_ids`` and ``attention_mask`` (B, P) int64 of prompts of any lengths, as :func:`wino.generate` takes."""
+    """``input_ids`` and ``attention_mask`` (B, P) int64 of prompts of any lengths, as :func:`wino.generate` takes.
+
+    Raises:
+        ValueError: no prompts, or an empty one.
+    """
     if not prompts or not all(prompts):
         raise ValueError("prompts: expected at least one, none of them empty")
     longest = max(map(len, prompts))

@@ -221,8 +221,11 @@ class MAGVITv2(nn.Module):
         """Codes (B, h * w) int64 in [0, codebook_size) of pixels (B, 3, H, W) in [-1, 1], h = H / patch; row by row.
 
         Raises:
+            TypeError: pixels that are not floating point.
             ValueError: another shape, or sides that ``patch`` does not divide.
         """
+        if not pixels.is_floating_point():
+            raise TypeError(f"pixels: expected floating point in [-1, 1], got {pixels.dtype}")
         if pixels.dim() != 4 or pixels.shape[1] != 3:
             raise ValueError(f"pixels: expected shape (B, 3, H, W), got {tuple(pixels.shape)}")
         if 0 in pixels.shape or any(side % self.config.patch for side in pixels.shape[2:]):

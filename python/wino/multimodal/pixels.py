@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from typing import IO, Literal
 
@@ -19,14 +20,19 @@ _LONGEST = 16  # sides further apart than this are cut before they are scaled: t
 def open_image(source: Source) -> Image.Image:
     """One RGB image of a file, an open file or a Pillow image of any mode; the first frame of an animation.
 
-    Turned upright as its EXIF orientation says. Transparent pixels are laid over white; 16 bits a channel are scaled
-    to 8. (MMaDA's own code drops the alpha channel and clips 16-bit grey; for other images the result is the same.)
+    Turned upright as its EXIF orientation says, if that can be read. Transparent pixels are laid over white; 16 bits a
+    channel are scaled to 8, and so are 32-bit integers above 255. (MMaDA's own code drops the alpha channel and clips
+    16-bit grey; for other images the result is the same.)
 
     Raises:
+        TypeError: ``source`` is none of those; bytes go into an ``io.BytesIO``.
         FileNotFoundError: no such file.
         ValueError: not an image, a truncated one, one without pixels or with more than twice
             ``PIL.Image.MAX_IMAGE_PIXELS``, or one of floating-point pixels, whose range is unknown. Names the source.
     """
+    if not isinstance(source, str | os.PathLike | Image.Image) and not hasattr(source, "read"):
+        kind = type(source).__name__
+        raise TypeError(f"source: expected a path, an open binary file or a Pillow image, got {kind}")
     name = f"image {_name(source)}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but not yet an error
@@ -36,7 +42,7 @@ def open_image(source: Source) -> Image.Image:
             if width * height == 0:
                 raise ValueError(f"{name}: has no pixels ({width} x {height})")
             image.load()
-            return _as_rgb(ImageOps.exif_transpose(image), name)
+            return _as_rgb(_upright(image), name)
         except FileNotFoundError:
             raise
         except UnidentifiedImageError:
@@ -92,12 +98,20 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (ValueError, struct.error, SyntaxError):  # EXIF that is broken; the pixels are not
+        return image
+
+
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, in one of four notations, or 32
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"{name}: integer pixels must lie in [0, 65535], got {values.min()} to {values.max()}")
-        image = Image.fromarray((values // 257).astype(np.uint8))
+        eight_bits = image.mode == "I" and values.max() <= 255
+        image = Image.fromarray((values if eight_bits else values // 257).astype(np.uint8))
     if image.mode == "F":
         raise ValueError(f"{name}: has floating-point pixels, of which nothing tells the range")
     if image.has_transparency_data:
@@ -110,4 +124,6 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
 def _name(source: Source) -> str:
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or f"in memory ({source.mode})"
-    return str(getattr(source, "name", source))
+    if isinstance(source, str | os.PathLike):
+        return str(source)
+    return str(getattr(source, "name", "in memory"))

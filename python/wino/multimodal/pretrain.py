@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,8 @@ from .pixels import to_pixels
 from .processor import IMAGE_TOKENIZER, Processor
 
 LAYOUT_TOKENS = ("<|soi|>", "<|eoi|>", "<|t2i|>", "<|mmu|>")
-INVENTORY = "inventory"  # what is in each cell, three words each at a fixed place: the short way to learn to see
+# What is in each cell, three words each at a fixed place: the short way to learn to see, and to draw.
+INVENTORY, BLUEPRINT = "inventory", "blueprint"
 _APART = 0.25  # from the ground, of a pixel that belongs to an object
 _NAMES = (len(COLOURS) + 1, len(SIZES), len(SHAPES))  # what a cell can hold: colours and none, sizes, shapes
 _NOTHING = -1
@@ -66,7 +66,9 @@ PICTURES = MagvitConfig(
     norm_groups=8,
 )
 MODEL = Recipe(
-    steps=1700, decay_fraction=0.6, batch=(("caption", 28), ("question", 20), (INVENTORY, 24), (DRAWING, 10))
+    steps=4000,
+    decay_fraction=0.6,
+    batch=(("caption", 30), ("question", 20), (INVENTORY, 14), (DRAWING, 12), (BLUEPRINT, 10)),
 )
 
 
@@ -210,30 +212,34 @@ class Pictures:
         return MMadaModelLM(config)
 
     def batch(self, name: str, count: int, rng: random.Random) -> Batch:
-        if name == INVENTORY:
-            return self._inventory(training_scenes(count, rng))
+        if name in (INVENTORY, BLUEPRINT):
+            scenes = training_scenes(count, rng)
+            codes = self.processor.codes([render(scene) for scene in scenes])
+            return (self._seen if name == INVENTORY else self._drawn)(codes, [_inventory(scene) for scene in scenes])
         task = PICTURE_TASKS["caption" if name == DRAWING else name]
         items = draw_items(task, count, rng)
         codes = self.processor.codes([task.picture(item) for item in items])
-        layout = self.processor.layout
         if name == DRAWING:
-            texts = ["" if rng.random() < _NO_TEXT else item.answer for item in items]
-            prompts = [layout.for_picture(text) for text in texts]
-            end = torch.full((count, 1), layout.picture_region(0)[-1])
-            return _batch(prompts, codes + layout.code_offset, end)
-        prompts = [layout.about_picture(picture, item.prompt) for picture, item in zip(codes, items, strict=True)]
+            return self._drawn(codes, ["" if rng.random() < _NO_TEXT else item.answer for item in items])
+        about = self.processor.layout.about_picture
+        prompts = [about(picture, item.prompt) for picture, item in zip(codes, items, strict=True)]
         responses = encode_answers(self.tokenizer, task, items)
         return _batch(prompts, responses, responses[:, :0])
 
-    def _inventory(self, scenes: Sequence[Scene]) -> Batch:
-        codes = self.processor.codes([render(scene) for scene in scenes])
+    def _seen(self, codes: Tensor, texts: list[str]) -> Batch:
         prompts = [self.processor.layout.about_picture(picture, "what is there ?") for picture in codes]
-        texts = []
-        for scene in scenes:
-            there = {thing.place: thing.name for thing in scene}
-            texts.append(" ".join(there.get(place, "is no object") for place in range(9)))
         responses = torch.tensor(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         return _batch(prompts, responses, responses[:, :0])
+
+    def _drawn(self, codes: Tensor, texts: list[str]) -> Batch:
+        layout = self.processor.layout
+        end = torch.full((len(codes), 1), layout.picture_region(0)[-1])
+        return _batch([layout.for_picture(text) for text in texts], codes + layout.code_offset, end)
+
+
+def _inventory(scene: Scene) -> str:
+    there = {thing.place: thing.name for thing in scene}
+    return " ".join(there.get(place, "is no object") for place in range(9))
 
 
 def _batch(prompts: list[list[int]], responses: Tensor, behind: Tensor) -> Batch:
@@ -259,9 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=MODEL.steps)
     chosen = parser.parse_args(arguments)
     magvit = train_image_tokenizer(TokenizerRecipe(steps=chosen.tokenizer_steps), chosen.work / "tokenizer")
-    corpus = Pictures(magvit)
-    settings: dict[str, Any] = {"steps": chosen.steps, "batch": MODEL.batch}
-    model = train(Recipe(**settings), chosen.work / "model", corpus)
+    # The model learns the codes of the weights that go with it, which are rounded.
+    magvit.save(chosen.work / IMAGE_TOKENIZER, torch.float16)
+    corpus = Pictures(MAGVITv2.load(chosen.work / IMAGE_TOKENIZER))
+    model = train(replace(MODEL, steps=chosen.steps), chosen.work / "model", corpus)
     assert isinstance(model, MMadaModelLM)
     save_folder(model, corpus, chosen.out)
     print(f"wrote {chosen.out}")

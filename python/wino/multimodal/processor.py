@@ -55,7 +55,13 @@ class Processor:
         return self.tokenizer(*args, **kwargs)
 
     def codes(self, pictures: Sequence[Source], fit: Literal["crop", "squash"] = "crop") -> Tensor:
-        """Codes (B, N) int64 of pictures; ``fit`` as of :func:`wino.multimodal.to_pixels`."""
+        """Codes (B, N) int64 of pictures; ``fit`` as of :func:`wino.multimodal.to_pixels`.
+
+        Raises:
+            ValueError: no pictures, or one that :func:`wino.multimodal.to_pixels` refuses.
+        """
+        if not pictures:
+            raise ValueError("pictures: expected at least one")
         device = next(self.magvit.parameters()).device
         pixels = torch.stack([to_pixels(picture, self.side, fit) for picture in pictures])
         return self.magvit.get_code(pixels.to(device))
@@ -66,11 +72,21 @@ class Processor:
         pictures: Sequence[Source | list[Source]],
         fit: Literal["crop", "squash"] = "crop",
     ) -> tuple[Tensor, Tensor]:
-        """Each prompt with its picture, or a list of several, left-padded: ids and mask (B, P) int64, on the CPU."""
+        """Each prompt with its picture, or a list of several, left-padded: ids and mask (B, P) int64, on the CPU.
+
+        Raises:
+            TypeError: ``prompts`` is one text.
+            ValueError: not as many pictures as prompts, or what :meth:`codes` and :class:`PromptLayout` refuse.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts: expected a sequence of prompts, got one text")
+        if len(prompts) != len(pictures):
+            expected = f"one, or a list of some, for each of {len(prompts)} prompts"
+            raise ValueError(f"pictures: expected {expected}, got {len(pictures)}")
         shown = [several if isinstance(several, list) else [several] for several in pictures]
         codes = self.codes(list(itertools.chain(*shown)), fit).cpu().split([len(several) for several in shown])
-        laid_out = zip(codes, prompts, strict=True)
-        return pad_left([self.layout.about_picture(list(own), prompt) for own, prompt in laid_out])
+        about = self.layout.about_picture
+        return pad_left([about(list(own), prompt) for own, prompt in zip(codes, prompts, strict=True)])
 
 
 def load(

@@ -14,7 +14,7 @@ from ..config import GenerationConfig
 from ..generation import generate
 from ..tasks.base import Item, Task
 from ..tasks.evaluation import answer_lengths, encode_items
-from .identity import identify
+from .identity import identify, weights_fingerprint
 from .records import RecordWriter, Trajectory, merge_files, write_trajectories
 
 #: Of the attempts at an item, until one is correct (SPEC section 5).
@@ -88,13 +88,14 @@ def collect(
 
 def _settings(model: Any, tokenizer: Any, task: Task, config: GenerationConfig, name: str) -> dict[str, Any]:
     """What every record of a run shares, and what a resumed run must share with it."""
-    identity = identify(model, tokenizer, name)
+    identity, magvit = identify(model, tokenizer, name), getattr(tokenizer, "magvit", None)
     return {
         "model": name,
         "weights": identity.weights,
         "vocab_size": identity.vocab_size,
         "mask_token_id": identity.mask_token_id,
         "tokenizer_fingerprint": identity.tokenizer,
+        **({} if magvit is None else {"image_tokenizer_fingerprint": weights_fingerprint(magvit)}),
         "task": task.name,
         "max_new_tokens": config.max_new_tokens,
         "block_length": config.block_length or config.max_new_tokens,

@@ -31,7 +31,9 @@ class Identity:
 
 def identify(model: nn.Module, tokenizer: Any, name: str) -> Identity:
     config: Any = model.config
-    return Identity(name, config.vocab_size, config.mask_token_id, tokenizer_fingerprint(tokenizer), _weights(model))
+    return Identity(
+        name, config.vocab_size, config.mask_token_id, tokenizer_fingerprint(tokenizer), weights_fingerprint(model)
+    )
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -40,7 +42,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def _weights(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """A hash of every parameter's name, shape and first 64 values in bfloat16, in whatever dtype it was loaded."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

@@ -31,8 +31,8 @@ class Workbench:
     def __init__(self, label: str, model: Any, tokenizer: Any, cache: Path | None) -> None:
         self.label, self.model, self.tokenizer = label, model, tokenizer
         self._cache = None if cache is None else cache / f"{torch.__version__}-{__version__}-{cpu_isa()}"
-        digest = hashlib.sha256()
-        for parameter in model.parameters():
+        digest, magvit = hashlib.sha256(), getattr(tokenizer, "magvit", None)
+        for parameter in [*model.parameters(), *(magvit.parameters() if magvit is not None else ())]:
             digest.update(parameter.detach().float().cpu().numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:12]
 

@@ -41,7 +41,7 @@ class VisualTask(TextTask):
 
     def picture(self, item: Item) -> list[Any]:
         """What :func:`wino.multimodal.open_image` opens, one for each picture of the item."""
-        return [io.BytesIO(p) if isinstance(p, bytes) else p for p in item.metadata["pictures"]]
+        return [_file(p, item.key) if isinstance(p, bytes) else p for p in item.metadata["pictures"]]
 
     def _pictures(self, *found: Any) -> dict[str, Any]:
         return {"pictures": [self._source(value) for value in found]}
@@ -191,6 +191,13 @@ class Mmmu(_ChoiceOrAnswer):
         if row["question_type"] == "multiple-choice":
             return self._choose(number, question, options, str(row["answer"]), pictures)
         return self._ask(number, question, str(row["answer"]), pictures)
+
+
+def _file(picture: bytes, name: str) -> io.BytesIO:
+    """An open file that errors call ``name``."""
+    file = io.BytesIO(picture)
+    file.name = name
+    return file
 
 
 def _named(text: str, order: Sequence[int]) -> str:
