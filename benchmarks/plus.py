@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Campaign:
     validated: int
     held_out: int
     steps_bar: Mapping[str, float]
-    runs: Mapping[str, dict[str, Any]] = field(default_factory=lambda: {"plus": {}})
+    runs: Mapping[str, dict[str, Any]]
 
     @property
     def work(self) -> Path:
@@ -114,10 +114,11 @@ CAMPAIGNS = {
         tasks=PICTURE_TASKS,
         made_by="make plus-pictures",
         page="wino_plus_pictures",
-        collected=3000,
-        validated=500,
-        held_out=1000,
+        collected=1500,
+        validated=400,
+        held_out=600,
         steps_bar={"caption": 0.0, "question": 0.0},
+        runs={"plus": {"steps": 300}},
     ),
 }
 
@@ -281,6 +282,7 @@ def check_bars(campaign: Campaign, found: dict[str, Any]) -> list[str]:
 def markdown(campaign: Campaign, found: dict[str, Any], records: dict[str, tuple[int, int]]) -> str:
     """The page."""
     trained_on, validated, held_out = campaign.collected, campaign.validated, campaign.held_out
+    steps = campaign.runs["plus"].get("steps", TRAINING["steps"])
     counts = "; ".join(f"{name} {total} records, {best} kept" for name, (total, best) in records.items())
     text = f"""# {campaign.title}
 
@@ -288,7 +290,7 @@ Made by `{campaign.made_by}` (collect, filter, train, merge, evaluate; every set
 
 - Collected with WINO, thresholds {THRESHOLD} and {THRESHOLD_BACK}, from {trained_on} training items a family, wrong
   answers again at temperatures up to 0.5: {counts}.
-- Trained: LoRA of rank {ADAPTER["rank"]} on all seven projections, {TRAINING["steps"]} steps of
+- Trained: LoRA of rank {ADAPTER["rank"]} on all seven projections, {steps} steps of
   {TRAINING["batch_size"]} samples, learning rate {TRAINING["learning_rate"]:g}; weights cross entropy
   {LOSS["cross_entropy"]}, unmask {LOSS["unmask"]}, re-mask {LOSS["remask"]}, LLaDA's own loss {LOSS["llada"]}.
 - Thresholds of trained models: the most accurate on {validated} validation items. Their better decoder: the one with
