@@ -298,6 +298,8 @@ Made by `{campaign.made_by}` (collect, filter, train, merge, evaluate; every set
 - Figures: {held_out} held-out items a family, which neither training nor choice of thresholds saw. Intervals are 95 %
   bootstrap; differences and p-values (exact McNemar) are paired by item, against base + WINO.
 """
+    if any(point.result.scores for point in found["points"]):
+        text += "- Captions are judged by CIDEr throughout; accuracy, beside it, counts those right in every word.\n"
     for task in campaign.tasks.values():
         reference, best = better(found, task.name)
         own = [p for p in found["points"] if p.task == task.name]

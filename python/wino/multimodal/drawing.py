@@ -40,7 +40,7 @@ def draw(
         model: a :class:`wino.models.MMadaModelLM`, or a MMaDA after ``wino.patch``.
         texts: what each picture shows; equal ones with equal seeds give equal pictures. "": any picture.
         config: from :func:`drawing_config`. Any decoder works on the codes; of WINO's, ``max_accept`` must be raised
-            for a picture's many tokens, and that it helps is not established.
+            for a picture's many tokens; on the bundled model it draws no better than ``maskgit`` (docs/pictures.md).
         **call: further arguments of :func:`wino.generate`, such as ``streamer``; no settings, which are ``config``'s.
 
     Raises:
