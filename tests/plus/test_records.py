@@ -184,7 +184,7 @@ def test_the_writer_refuses_a_file_of_other_settings(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The write that does not fit is taken back, and the run can go on when there is room."""
+    """The line that does not fit is taken back, and the run can go on when there is room."""
     path = tmp_path / "t.jsonl"
     with RecordWriter(path, {}) as writer:
         writer.write([make_record(0)])
@@ -213,6 +213,23 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(writer, "_file", real)
         writer.write([make_record(1)])
     assert [r.unique_id for r in read_trajectories(path)] == ["item:0", "item:1"]
+
+
+def test_an_interrupted_write_keeps_its_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a batch goes to the disk: what was decoded is not thrown away, and not written twice."""
+    path, records = tmp_path / "t.jsonl", [make_record(number) for number in range(3)]
+    written = [(record.to_json() + "\n").encode() for record in records]
+
+    def interrupted(number: int) -> None:
+        raise KeyboardInterrupt
+
+    with RecordWriter(path, {}) as writer:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "fsync", interrupted)
+            writer.write(records[:2])
+        assert path.read_bytes() == b"".join(written[:2]) and writer.done == {"item:0", "item:1"}
+        writer.write(records)
+    assert path.read_bytes() == b"".join(written)
 
 
 def test_the_fingerprint_is_of_the_vocabulary() -> None:

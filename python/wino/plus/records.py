@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -214,7 +215,7 @@ class RecordWriter:
     """Appends whole lines to a file and knows what is in it; a context manager.
 
     A last line without its newline, which a killed process leaves, is cut off when the file is opened. Every batch is
-    on the disk when ``write`` returns, and a write that fails part-way is taken back.
+    on the disk when ``write`` returns; of one that fails or is interrupted the whole lines stay.
 
     Attributes:
         done: the ``unique_id`` of every record in the file.
@@ -241,16 +242,17 @@ class RecordWriter:
     def write(self, records: Iterable[Trajectory]) -> None:
         """Append records that are not yet in the file."""
         fresh = [record for record in records if record.unique_id not in self.done]
-        data = "".join(record.to_json() + "\n" for record in fresh).encode()
-        start = self._file.seek(0, os.SEEK_END)
+        lines = [(record.to_json() + "\n").encode() for record in fresh]
+        start, data = self._file.seek(0, os.SEEK_END), b"".join(lines)
         try:
             while data:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
-        except BaseException:
-            self._file.truncate(start)
-            raise
-        self.done.update(record.unique_id for record in fresh)
+        finally:
+            _cut_torn_line(self._path)
+            kept = self._file.seek(0, os.SEEK_END) - start
+            ends = itertools.accumulate(map(len, lines))
+            self.done.update(record.unique_id for record, end in zip(fresh, ends, strict=True) if end <= kept)
 
     def __enter__(self) -> RecordWriter:
         return self
