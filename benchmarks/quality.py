@@ -109,22 +109,28 @@ def measure_task(
     results = {
         label: bench.first(task, "heldout", count, config) for label, config in decoder_configs(task, presets).items()
     }
+    ours = results["wino"]
+    rows = side_by_side(results, presets.get(task.name, {}))
+    steps = math.ceil(ours.mean_steps)
+    rival = bench.first(task, "heldout", count, with_task(task, "low_confidence", steps=steps))
+    rival_row = {"steps": steps, "wino_minus": paired_difference(ours.correct, rival.correct), **rival.row()}
+    curve = curve_of(bench, task, curve_count)
+    return {"title": task.title, "rows": rows, "equal_steps": rival_row, "curve": curve}
+
+
+def side_by_side(results: dict[str, Evaluation], settings: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a decoder, paired with one token a step and with WINO."""
     reference, ours = results["low_confidence"], results["wino"]
-    rows = [
+    return [
         {
             "decoder": label,
-            "settings": presets.get(task.name, {}).get(label, {}),
+            "settings": settings.get(label, {}),
             "difference": paired_difference(result.correct, reference.correct),
             "wino_minus": paired_difference(ours.correct, result.correct),
             **result.row(),
         }
         for label, result in results.items()
     ]
-    steps = math.ceil(ours.mean_steps)
-    rival = bench.first(task, "heldout", count, with_task(task, "low_confidence", steps=steps))
-    rival_row = {"steps": steps, "wino_minus": paired_difference(ours.correct, rival.correct), **rival.row()}
-    curve = curve_of(bench, task, curve_count)
-    return {"title": task.title, "rows": rows, "equal_steps": rival_row, "curve": curve}
 
 
 def curve_of(bench: Bench, task: Task, count: int) -> list[dict[str, Any]]:

@@ -61,11 +61,12 @@ def test_tune_report_render(
     assert (folder / "pictures.md").read_text() == first
 
     rows = {row["decoder"]: row for row in figures["tasks"]["caption"]["rows"]}
-    rows["wino"] |= {"mean_steps": 9.6, "cider": 5.0}
+    rows["wino"] |= {"mean_steps": 9.6, "step_reduction": 6.0, "cider": 5.0}
     rows["low_confidence"]["mean_steps"] = 48.0
     rows["low_confidence"]["cider"] = rows["confidence_threshold at WINO's steps"]["cider"] = 5.0
     assert pictures.check_bars(figures) == []
     for decoder, change, told in (
+        ("wino", {"step_reduction": 4.9}, "step reduction 4.90"),
         ("wino", {"mean_steps": 9.8}, "4.90x fewer steps than one token a step < 5.0x"),
         ("low_confidence", {"cider": 5.1}, "WINO's CIDEr 5.000 < 5.100"),
         ("confidence_threshold at WINO's steps", {"cider": 5.1}, "the confidence threshold has 5.100 at equal steps"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,9 +121,10 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     file.name = "row 7"
     with pytest.raises(ValueError, match="image row 7: is not an image that Pillow can read"):
         open_image(file)
-    for source, kind in ((b"\x89PNG", "bytes"), (np.zeros((4, 4, 3), np.uint8), "ndarray"), (None, "NoneType")):
+    others: list[tuple[Any, str]] = [(b"\x89PNG", "bytes"), (np.zeros((4, 4, 3)), "ndarray"), (None, "NoneType")]
+    for source, kind in others:
         with pytest.raises(TypeError, match=f"source: expected a path, .* or a Pillow image, got {kind}"):
-            open_image(source)  # type: ignore[arg-type]
+            open_image(source)
     with pytest.raises(ValueError, match=r"image in memory \(RGB\): has no pixels \(0 x 5\)"):
         open_image(Image.new("RGB", (0, 5)))
     with pytest.raises(ValueError, match=r"image in memory \(F\): has floating-point pixels"):
