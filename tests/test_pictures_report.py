@@ -81,7 +81,8 @@ def test_drawings_are_graded_object_by_object(tmp_path: Path, monkeypatch: pytes
     bench = quality.Bench("small", *load(save_small_mmada(tmp_path)))
     items = pictures.held_out(PICTURE_TASKS["caption"], 3)
     scenes = [scene_of(item) for item in items]
-    shown = [render(scenes[0]), render(scenes[1][1:]), render(())]
+    others = tuple(thing._replace(colour="red" if thing.colour != "red" else "blue") for thing in scenes[2])
+    shown = [render(scenes[0]), render(scenes[1][1:]), render(others)]
     monkeypatch.setattr(pictures, "from_pixels", lambda pixels: shown)
     result = pictures.reconstructed(bench, items)
     assert result.objects == [1.0, 1 - 1 / len(scenes[1]), 0.0] and result.exact == [True, False, False]
