@@ -145,6 +145,11 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style), soft_wrap=not console.is_terminal)
 
 
+def counted(number: int, one: str, more: str) -> str:
+    """ "1 pass", "2 passes"."""
+    return f"{number} {one if number == 1 else more}"
+
+
 def heading(console: Console, name: str, title: str) -> None:
     """The title line of a task."""
     title = f"{name}: {title}"
@@ -212,8 +217,8 @@ def play(console: Console, session: Session, show: Show, *, animate: bool, speed
             outcome = "solved" if decode.correct else "wrong"
             say(
                 console,
-                f"  {decode.title}: {decode.text}  ({outcome}, {len(decode.records)} passes, "
-                f"{decode.taken_back} {'token' if decode.taken_back == 1 else 'tokens'} taken back)",
+                f"  {decode.title}: {decode.text}  ({outcome}, {counted(len(decode.records), 'pass', 'passes')}, "
+                f"{counted(decode.taken_back, 'token', 'tokens')} taken back)",
             )
         return
     stage = Stage(console, session, show)
@@ -288,7 +293,7 @@ class Stage:
         for ratio in (3, 4, 3):
             counters.add_column(ratio=ratio, no_wrap=True)
         counters.add_row(
-            Text(f"{passes} pass{'' if passes == 1 else 'es'}", "bold"),
+            Text(counted(passes, "pass", "passes"), "bold"),
             Text(f"{taken_back} taken back" if taken_back else "", "red", justify="center"),
             Text(f"{speed:.0f} tok/s" if passes else "", "dim", justify="right"),
         )

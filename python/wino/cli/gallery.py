@@ -21,7 +21,7 @@ from ..tasks.base import Item
 from ..tasks.presets import decoder_configs
 from ..tasks.scenes import DRAWING, SIDE, read_scene, scene_of
 from .board import half_blocks
-from .demo import SHOWN_OF_PICTURES, Decode, compare, decode_alone, heading, play, prepare, say
+from .demo import SHOWN_OF_PICTURES, Decode, compare, counted, decode_alone, heading, play, prepare, say
 from .errors import BadInputError
 from .session import Session, check_writable, open_session, status
 
@@ -133,7 +133,10 @@ class _Sheet:
         for decode in decodes:
             back = f", {decode.taken_back} taken back" if decode.taken_back else ""
             outcome, colour = ("right", _GOOD) if decode.correct else ("wrong", _BAD)
-            texts += [(f"{decode.title}: {len(decode.records)} passes{back}, {outcome}", colour), (decode.text, _INK)]
+            texts += [
+                (f"{decode.title}: {counted(len(decode.records), 'pass', 'passes')}{back}, {outcome}", colour),
+                (decode.text, _INK),
+            ]
         self.row(picture, texts)
 
     def row(self, picture: Any, texts: list[tuple[str, Any]]) -> None:
