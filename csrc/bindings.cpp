@@ -5,6 +5,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cpu/select.h"
 #include "cpu/threads.h"
@@ -211,6 +212,112 @@ void trajectory_loss_gradient(Address logits, int dtype, int64_t rows, int64_t w
   kernels().trajectory_loss_gradient(args);
 }
 
+// weight, bias or 0, N, K, stride of the weight's rows
+using Linear = std::tuple<Address, Address, int64_t, int64_t, int64_t>;
+
+LinearArgs linear_args(const Linear& linear) {
+  const auto& [weight, bias, N, K, stride] = linear;
+  return {at<const void>(weight), at<const void>(bias), N, K, stride};
+}
+
+// Kept between the calls of a thread: what is given back to the system has to be cleared page by page at the next call.
+void* scratch(int64_t bytes) {
+  constexpr int64_t kAlignment = 64;
+  thread_local std::unique_ptr<char[]> kept;
+  thread_local int64_t size = 0;
+  if (size < bytes) {
+    kept.reset();
+    size = 0;
+    kept.reset(new char[bytes + kAlignment]);
+    size = bytes;
+  }
+  const Address address = reinterpret_cast<Address>(kept.get());
+  return at<void>((address + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+using Strides = std::tuple<int64_t, int64_t, int64_t>;
+
+void shadow_attention(int dtype, int64_t B, int64_t heads, int64_t key_heads, int64_t Lq, int64_t Lk, int64_t head_dim,
+                      int64_t num_shadow, Address query, const Strides& query_strides, Address key,
+                      const Strides& key_strides, Address value, const Strides& value_strides, Address block_start,
+                      Address visible, float scale, Address out, int threads) {
+  AttentionArgs args{};
+  args.dtype = dtype;
+  args.B = B;
+  args.heads = heads;
+  args.key_heads = key_heads;
+  args.Lq = Lq;
+  args.Lk = Lk;
+  args.head_dim = head_dim;
+  args.num_shadow = num_shadow;
+  args.query = at<const void>(query);
+  args.key = at<const void>(key);
+  args.value = at<const void>(value);
+  std::tie(args.query_strides[0], args.query_strides[1], args.query_strides[2]) = query_strides;
+  std::tie(args.key_strides[0], args.key_strides[1], args.key_strides[2]) = key_strides;
+  std::tie(args.value_strides[0], args.value_strides[1], args.value_strides[2]) = value_strides;
+  args.block_start = at<const int64_t>(block_start);
+  args.visible = at<const bool>(visible);
+  args.scale = scale;
+  args.out = at<void>(out);
+  args.threads = threads;
+  kernels().shadow_attention(args, scratch(kernels().shadow_attention_bytes(args)));
+}
+
+void norm_qkv_rope(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim, Address x, int64_t x_batch_stride,
+                   int64_t x_row_stride, Address query_rows, int64_t Q, bool all_ask, Address norm_weight, float eps,
+                   const Linear& query, const Linear& key, const Linear& value, Address cosine, Address sine,
+                   int64_t table_batch_stride, int64_t table_row_stride, bool full_precision, Address query_out,
+                   Address key_out, Address value_out, int threads) {
+  const QkvArgs args{dtype,
+                     B,
+                     L,
+                     D,
+                     head_dim,
+                     at<const void>(x),
+                     x_batch_stride,
+                     x_row_stride,
+                     at<const int64_t>(query_rows),
+                     Q,
+                     all_ask,
+                     at<const void>(norm_weight),
+                     eps,
+                     {linear_args(query), linear_args(key), linear_args(value)},
+                     at<const float>(cosine),
+                     at<const float>(sine),
+                     table_batch_stride,
+                     table_row_stride,
+                     full_precision,
+                     {at<void>(query_out), at<void>(key_out), at<void>(value_out)},
+                     threads};
+  kernels().norm_qkv_rope(args, scratch(kernels().norm_qkv_rope_bytes(args)));
+}
+
+void out_norm_swiglu(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim, Address x, int64_t x_batch_stride,
+                     int64_t x_row_stride, Address attended, int64_t attended_batch_stride,
+                     int64_t attended_head_stride, int64_t attended_row_stride, Address norm_weight, float eps,
+                     const Linear& projection, const Linear& gate, const Linear& up, const Linear& down, Address out,
+                     int threads) {
+  const MlpArgs args{dtype,
+                     B,
+                     L,
+                     D,
+                     head_dim,
+                     at<const void>(x),
+                     x_batch_stride,
+                     x_row_stride,
+                     at<const void>(attended),
+                     attended_batch_stride,
+                     attended_head_stride,
+                     attended_row_stride,
+                     at<const void>(norm_weight),
+                     eps,
+                     {linear_args(projection), linear_args(gate), linear_args(up), linear_args(down)},
+                     at<void>(out),
+                     threads};
+  kernels().out_norm_swiglu(args, scratch(kernels().out_norm_swiglu_bytes(args)));
+}
+
 void exponentials(int64_t n, int threads) { kernels().exponentials(n, threads); }
 
 void read_once(Address data, int64_t n, int threads) { kernels().read_once(at<const float>(data), n, threads); }
@@ -239,6 +346,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("accept_remask_dense", &wino::accept_remask_dense);
   m.def("accept", &wino::cpu::accept, release_gil());
   m.def("wino_step", &wino::cpu::wino_step, release_gil());
+  m.def("shadow_attention", &wino::cpu::shadow_attention, release_gil());
+  m.def("norm_qkv_rope", &wino::cpu::norm_qkv_rope, release_gil());
+  m.def("out_norm_swiglu", &wino::cpu::out_norm_swiglu, release_gil());
   m.def("exponentials", &wino::cpu::exponentials, release_gil());
   m.def("read_once", &wino::cpu::read_once, release_gil());
   m.def("isa", &isa);

@@ -33,6 +33,8 @@ __all__ = [
     "accept_remask_",
     "draft_confidence",
     "linear_score_tokens",
+    "norm_qkv_rope",
+    "out_norm_swiglu",
     "row_seeds",
     "score_tokens",
     "shadow_attention",
@@ -316,8 +318,7 @@ def shadow_attention(
             shadow block and uses ``torch.nn.functional.scaled_dot_product_attention``.
     """
     _require_tensors("shadow_attention", "query key value block_start", query, key, value, block_start)
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        raise RuntimeError("shadow_attention: not differentiable; call it under torch.no_grad() or inference_mode()")
+    _refuse_gradients("shadow_attention", query, key, value)
     return _ops.shadow_attention(
         query,
         key,
@@ -327,6 +328,116 @@ def shadow_attention(
         key_padding_mask=key_padding_mask,
         scale=scale,
     )
+
+
+def norm_qkv_rope(
+    x: Tensor,
+    norm_weight: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    v_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    query_rows: Tensor | None = None,
+    full_precision: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What attention needs of a layer's input: RMS norm, the three projections, rotary embedding of query and key.
+
+    Every result is rounded to the dtype of ``x`` as the separate operations would round it (norm: float32, rounded,
+    times its weight).
+
+    Args:
+        x: ``(B, L, D)`` float32, bfloat16, float16 or float64, unit stride in D.
+        norm_weight: ``(D,)``, as all weights in the dtype of ``x``.
+        q_weight, k_weight, v_weight: ``(H d, D)``, ``(Hkv d, D)`` twice, as ``torch.nn.Linear`` keeps them.
+        cos, sin: ``(B, 1, L, d)`` or ``(1, 1, L, d)`` float32, equal strides: the rotary tables of heads whose two
+            halves are rotated against each other.
+        eps: added to the mean of the squares.
+        q_bias, k_bias, v_bias: ``(H d,)``, ``(Hkv d,)`` twice.
+        query_rows: ``(B, Q)`` int64 indices into L of the rows whose queries are wanted; None: all.
+        full_precision: rotate in float32; else in the dtype of ``x``.
+
+    Returns:
+        query ``(B, H, Q, d)``, key and value ``(B, Hkv, L, d)``, each a view of dense ``(B, L, H, d)``.
+
+    Raises:
+        RuntimeError: ``x`` or a weight requires gradients while gradients are enabled; the operator has none.
+    """
+    op, weights = "norm_qkv_rope", (norm_weight, q_weight, k_weight, v_weight)
+    _require_tensors(op, "x norm_weight q_weight k_weight v_weight cos sin", x, *weights, cos, sin)
+    _refuse_gradients(op, x, *weights)
+    return _ops.norm_qkv_rope(
+        x,
+        *weights,
+        cos,
+        sin,
+        eps=eps,
+        q_bias=q_bias,
+        k_bias=k_bias,
+        v_bias=v_bias,
+        query_rows=query_rows,
+        full_precision=full_precision,
+    )
+
+
+def out_norm_swiglu(
+    x: Tensor,
+    attended: Tensor,
+    out_weight: Tensor,
+    norm_weight: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    down_weight: Tensor,
+    *,
+    eps: float,
+    out_bias: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+) -> Tensor:
+    """The rest of a layer after attention: ``y = x + out(attended)``, then ``y + down(silu(gate(n)) * up(n))``.
+
+    n is the RMS norm of y. Every result is rounded to the dtype of ``x`` as the separate operations would round it.
+
+    Args:
+        x: ``(B, L, D)`` float32, bfloat16, float16 or float64, unit stride in D.
+        attended: ``(B, H, L, d)``, unit stride in d, as all others in the dtype of ``x``.
+        out_weight: ``(D, H d)``, as ``torch.nn.Linear`` keeps it.
+        norm_weight: ``(D,)``.
+        gate_weight, up_weight: ``(M, D)``. down_weight: ``(D, M)``.
+        eps: added to the mean of the squares.
+        out_bias, down_bias: ``(D,)``. gate_bias, up_bias: ``(M,)``.
+
+    Returns:
+        ``(B, L, D)``, dense.
+
+    Raises:
+        RuntimeError: ``x``, ``attended`` or a weight requires gradients while gradients are enabled; the operator has
+            none.
+    """
+    op, weights = "out_norm_swiglu", (out_weight, norm_weight, gate_weight, up_weight, down_weight)
+    _require_tensors(op, "x attended out_weight norm_weight gate_weight up_weight down_weight", x, attended, *weights)
+    _refuse_gradients(op, x, attended, *weights)
+    return _ops.out_norm_swiglu(
+        x,
+        attended,
+        *weights,
+        eps=eps,
+        out_bias=out_bias,
+        gate_bias=gate_bias,
+        up_bias=up_bias,
+        down_bias=down_bias,
+    )
+
+
+def _refuse_gradients(op: str, *tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise RuntimeError(f"{op}: not differentiable; call it under torch.no_grad() or inference_mode()")
 
 
 class TrajectoryLoss(NamedTuple):

@@ -28,6 +28,7 @@ __all__ = [
     "available",
     "cpu_isa",
     "current_backend",
+    "has_kernel",
     "implementation",
     "serving",
     "use_backend",
@@ -40,7 +41,7 @@ __all__ = [
 BACKENDS: tuple[str, ...] = ("cpu", "triton", "cuda", "eager")
 
 #: Instruction sets of the cpu backend, widest first.
-CPU_ISAS: tuple[str, ...] = ("avx512", "avx2", "neon", "portable")
+CPU_ISAS: tuple[str, ...] = ("avx512bf16", "avx512", "avx2", "neon", "portable")
 
 # Device types for which ``auto`` considers a backend; None: all. An interpreted backend accepts more on request.
 _MEANT_FOR: dict[str, tuple[str, ...] | None] = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",), "eager": None}
@@ -158,6 +159,19 @@ def serving(backend: str, op: str, device_type: str) -> str:
     raise BackendUnavailableError(
         f"operator {op!r} on device {device_type!r}: backend {backend!r} cannot serve it ({'; '.join(refusals)})"
     )
+
+
+def has_kernel(op: str, device_type: str) -> bool:
+    """Whether more than the eager definition serves ``op`` on ``device_type`` now; False too where nothing does."""
+    return _has_kernel(_selected.get() or _from_environment, op, device_type)
+
+
+@functools.cache
+def _has_kernel(backend: str, op: str, device_type: str) -> bool:
+    try:
+        return serving(backend, op, device_type) != "eager"
+    except BackendUnavailableError:
+        return False
 
 
 def _in_order(op: str, device_type: str) -> list[str]:

@@ -30,6 +30,8 @@ OPERATORS = (
     "accept_",
     "wino_step_",
     "shadow_attention",
+    "norm_qkv_rope",
+    "out_norm_swiglu",
     "trajectory_loss",
 )
 _REBUILD = "reinstall: `pip install --force-reinstall --no-deps .` in the source tree (needs a C++17 compiler)"

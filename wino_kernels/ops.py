@@ -247,6 +247,95 @@ def _check_shadow_attention(
         raise ValueError(f"{op}: scale must be finite, got {scale}")
 
 
+def _check_x(op: str, x: Tensor, norm_weight: Tensor) -> None:
+    _expect_dims(op, "x", x, 3, "(B, L, D)")
+    _expect(op, "x", x, _FLOAT_DTYPES, x.shape, x.device)
+    if x.shape[2] < 1:
+        raise ValueError(f"{op}: x must have shape (B, L, D) with D >= 1, got {tuple(x.shape)}")
+    _expect_unit_stride(op, "x", x)
+    _expect(op, "norm_weight", norm_weight, (x.dtype,), (x.shape[2],), x.device)
+    _expect_unit_stride(op, "norm_weight", norm_weight)
+
+
+def _check_layer(op: str, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[Any, Any]) -> None:
+    """A linear layer ``weight`` of that shape, where None stands for any number."""
+    _expect_dims(op, f"{name}_weight", weight, 2, str(shape).replace("None", "N"))
+    wanted = tuple(own if size is None else size for own, size in zip(weight.shape, shape, strict=True))
+    _expect(op, f"{name}_weight", weight, (x.dtype,), wanted, x.device)
+    _expect_unit_stride(op, f"{name}_weight", weight)
+    if bias is not None:
+        _expect(op, f"{name}_bias", bias, (x.dtype,), weight.shape[:1], x.device)
+        _expect_unit_stride(op, f"{name}_bias", bias)
+
+
+def _check_norm_qkv_rope(
+    x: Tensor,
+    norm_weight: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    v_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    query_rows: Tensor | None = None,
+    full_precision: bool = True,
+) -> None:
+    op = "norm_qkv_rope"
+    _check_x(op, x, norm_weight)
+    batch, length, width = x.shape
+    _expect_dims(op, "cos", cos, 4, "(B or 1, 1, L, d)")
+    head_dim = cos.shape[3]
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"{op}: cos must have shape (B or 1, 1, L, d) with d even, got {tuple(cos.shape)}")
+    tables = cos.shape[0] if cos.shape[0] == 1 else batch
+    _expect(op, "cos", cos, _FLOAT32, (tables, 1, length, head_dim), x.device)
+    _expect(op, "sin", sin, _FLOAT32, cos.shape, x.device)
+    for name, table in (("cos", cos), ("sin", sin)):
+        _expect_unit_stride(op, name, table)
+    if sin.stride() != cos.stride():
+        raise ValueError(f"{op}: sin must have the strides {cos.stride()} of cos, got {sin.stride()}")
+    for name, weight, bias in (("q", q_weight, q_bias), ("k", k_weight, k_bias), ("v", v_weight, v_bias)):
+        _check_layer(op, name, x, weight, bias, (None, width))
+        if weight.shape[0] % head_dim:
+            raise ValueError(f"{op}: {name}_weight must have rows for heads of {head_dim}, got {weight.shape[0]}")
+    if query_rows is not None:
+        _expect_dims(op, "query_rows", query_rows, 2, f"({batch}, Q)")
+        _expect(op, "query_rows", query_rows, _INT64, (batch, query_rows.shape[1]), x.device)
+
+
+def _check_out_norm_swiglu(
+    x: Tensor,
+    attended: Tensor,
+    out_weight: Tensor,
+    norm_weight: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    down_weight: Tensor,
+    *,
+    eps: float,
+    out_bias: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+) -> None:
+    op = "out_norm_swiglu"
+    _check_x(op, x, norm_weight)
+    batch, length, width = x.shape
+    _expect_dims(op, "attended", attended, 4, f"({batch}, H, {length}, d)")
+    heads, head_dim = attended.shape[1], attended.shape[3]
+    _expect(op, "attended", attended, (x.dtype,), (batch, heads, length, head_dim), x.device)
+    _expect_unit_stride(op, "attended", attended)
+    _check_layer(op, "out", x, out_weight, out_bias, (width, heads * head_dim))
+    inner = gate_weight.shape[0]
+    _check_layer(op, "gate", x, gate_weight, gate_bias, (inner, width))
+    _check_layer(op, "up", x, up_weight, up_bias, (inner, width))
+    _check_layer(op, "down", x, down_weight, down_bias, (width, inner))
+
+
 def _check_trajectory_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -441,6 +530,20 @@ def _shadow_attention(
         return kernel(query, key, value, num_shadow, _dense(block_start), _dense_or_none(key_padding_mask), scale)
 
 
+def _norm_qkv_rope(*inputs: Tensor, eps: float, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_norm_qkv_rope(*inputs, eps=eps, **options)
+    x = inputs[0]
+    with _given_dtype(x.device):
+        return implementation("norm_qkv_rope", x.device.type)(*inputs, eps, **options)
+
+
+def _out_norm_swiglu(*inputs: Tensor, eps: float, **options: Any) -> Tensor:
+    _check_out_norm_swiglu(*inputs, eps=eps, **options)
+    x = inputs[0]
+    with _given_dtype(x.device):
+        return implementation("out_norm_swiglu", x.device.type)(*inputs, eps, **options)
+
+
 def _trajectory_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -536,6 +639,22 @@ def _shadow_attention_fake(*args: Any, **kwargs: Any) -> Tensor:
     return args[0].new_empty(args[0].shape)
 
 
+def _norm_qkv_rope_fake(*inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    _check_norm_qkv_rope(*inputs, **options)
+    x, _, *weights, cos, _ = inputs
+    rows, head_dim = options.get("query_rows"), cos.shape[3]
+    lengths = (x.shape[1] if rows is None else rows.shape[1], x.shape[1], x.shape[1])
+    return tuple(
+        x.new_empty(x.shape[0], length, weight.shape[0] // head_dim, head_dim).transpose(1, 2)
+        for length, weight in zip(lengths, weights, strict=True)
+    )
+
+
+def _out_norm_swiglu_fake(*inputs: Tensor, **options: Any) -> Tensor:
+    _check_out_norm_swiglu(*inputs, **options)
+    return inputs[0].new_empty(inputs[0].shape)
+
+
 def _trajectory_loss_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     _check_trajectory_loss(*args)
     hidden, labels = args[0], args[2]
@@ -568,6 +687,12 @@ SCHEMAS = (
     + f"*, {_NOISE}, {_RULE}) -> (Tensor num_accepted, Tensor num_remasked, Tensor status)",
     "shadow_attention(Tensor query, Tensor key, Tensor value, *, int num_shadow, Tensor block_start, "
     + "Tensor? key_padding_mask=None, float? scale=None) -> Tensor",
+    "norm_qkv_rope(Tensor x, Tensor norm_weight, Tensor q_weight, Tensor k_weight, Tensor v_weight, Tensor cos, "
+    + "Tensor sin, *, float eps, Tensor? q_bias=None, Tensor? k_bias=None, Tensor? v_bias=None, "
+    + "Tensor? query_rows=None, bool full_precision=True) -> (Tensor query, Tensor key, Tensor value)",
+    "out_norm_swiglu(Tensor x, Tensor attended, Tensor out_weight, Tensor norm_weight, Tensor gate_weight, "
+    + "Tensor up_weight, Tensor down_weight, *, float eps, Tensor? out_bias=None, Tensor? gate_bias=None, "
+    + "Tensor? up_bias=None, Tensor? down_bias=None) -> Tensor",
     "trajectory_loss(Tensor hidden, Tensor weight, Tensor labels, Tensor target_mask, Tensor candidate_mask, "
     + "Tensor threshold, Tensor threshold_back) -> (Tensor sums, Tensor counts, Tensor statistics)",
     "trajectory_loss_backward(Tensor grad_sums, Tensor hidden, Tensor weight, Tensor labels, Tensor statistics, "
@@ -580,6 +705,8 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "accept_": (_accept_, _accept_fake),
     "wino_step_": (_wino_step_, _wino_step_fake),
     "shadow_attention": (_shadow_attention, _shadow_attention_fake),
+    "norm_qkv_rope": (_norm_qkv_rope, _norm_qkv_rope_fake),
+    "out_norm_swiglu": (_out_norm_swiglu, _out_norm_swiglu_fake),
     "trajectory_loss": (_trajectory_loss, _trajectory_loss_fake),
     "trajectory_loss_backward": (_trajectory_loss_backward, _trajectory_loss_backward_fake),
 }
@@ -615,4 +742,6 @@ accept_remask_ = torch.ops.wino.accept_remask_.default
 accept_ = torch.ops.wino.accept_.default
 wino_step_ = torch.ops.wino.wino_step_.default
 shadow_attention = torch.ops.wino.shadow_attention.default
+norm_qkv_rope = torch.ops.wino.norm_qkv_rope.default
+out_norm_swiglu = torch.ops.wino.out_norm_swiglu.default
 trajectory_loss = torch.ops.wino.trajectory_loss.default

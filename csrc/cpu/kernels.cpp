@@ -15,6 +15,12 @@ extern const Kernels kKernels = {score_tokens,
                                  accept_remask,
                                  accept,
                                  wino_step,
+                                 shadow_attention_bytes,
+                                 shadow_attention,
+                                 norm_qkv_rope_bytes,
+                                 norm_qkv_rope,
+                                 out_norm_swiglu_bytes,
+                                 out_norm_swiglu,
                                  exponentials,
                                  read_once};
 

@@ -105,6 +105,60 @@ struct LossArgs {
   int threads;
 };
 
+// A linear layer: weight (N, K), rows `stride` apart, and bias (N,) or nullptr, all of one dtype.
+struct LinearArgs {
+  const void* weight;
+  const void* bias;
+  int64_t N, K, stride;
+};
+
+// Norm, query, key and value projection and rotary embedding of x [B, L, D].
+struct QkvArgs {
+  int dtype;  // kFloat32 or kBFloat16
+  int64_t B, L, D, head_dim;
+  const void* x;
+  int64_t x_batch_stride, x_row_stride;
+  const int64_t* query_rows;  // [B, Q] indices into L of the rows that ask, unless all do
+  int64_t Q;
+  bool all_ask;
+  const void* norm_weight;  // [D]
+  float eps;
+  LinearArgs linear[3];        // of query, key, value
+  const float *cosine, *sine;  // [B, L, head_dim]
+  int64_t table_batch_stride, table_row_stride;
+  bool full_precision;
+  void* out[3];  // [B, Q, heads, head_dim], [B, L, key heads, head_dim] twice, dense
+  int threads;
+};
+
+// Output projection, residual, norm, gated MLP and residual of x [B, L, D], whose attention is attended.
+struct MlpArgs {
+  int dtype;  // kFloat32 or kBFloat16
+  int64_t B, L, D, head_dim;
+  const void* x;
+  int64_t x_batch_stride, x_row_stride;
+  const void* attended;  // [B, heads, L, head_dim]
+  int64_t attended_batch_stride, attended_head_stride, attended_row_stride;
+  const void* norm_weight;  // [D]
+  float eps;
+  LinearArgs linear[4];  // output projection, gate, up, down
+  void* out;             // [B, L, D], dense
+  int threads;
+};
+
+// shadow_attention; strides between sequences, heads, rows.
+struct AttentionArgs {
+  int dtype;
+  int64_t B, heads, key_heads, Lq, Lk, head_dim, num_shadow;
+  const void *query, *key, *value;  // [B, heads, Lq, head_dim], [B, key_heads, Lk, head_dim] twice
+  int64_t query_strides[3], key_strides[3], value_strides[3];
+  const int64_t* block_start;  // [B]
+  const bool* visible;         // [B, Lk], dense; nullptr: all keys may be attended
+  float scale;
+  void* out;  // [B, heads, Lq, head_dim], dense
+  int threads;
+};
+
 struct Kernels {
   void (*score_tokens)(const ScoreArgs&);
   void (*linear_score_tokens_begin)(const TileArgs&);
@@ -118,6 +172,13 @@ struct Kernels {
   void (*accept_remask)(const AcceptRemaskArgs&);
   void (*accept)(const AcceptArgs&);
   void (*wino_step)(const AcceptRemaskArgs&, const ScoreArgs&, int64_t* scratch);  // 3 int64 per position
+  // These work in `bytes` bytes of scratch, which the function beside them counts.
+  int64_t (*shadow_attention_bytes)(const AttentionArgs&);
+  void (*shadow_attention)(const AttentionArgs&, void* scratch);
+  int64_t (*norm_qkv_rope_bytes)(const QkvArgs&);
+  void (*norm_qkv_rope)(const QkvArgs&, void* scratch);
+  int64_t (*out_norm_swiglu_bytes)(const MlpArgs&);
+  void (*out_norm_swiglu)(const MlpArgs&, void* scratch);
   // For the benchmarks: n exponentials of numbers in L1; one pass over n floats.
   void (*exponentials)(int64_t n, int threads);
   void (*read_once)(const float* data, int64_t n, int threads);

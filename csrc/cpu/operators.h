@@ -19,6 +19,12 @@ void accept_remask(const AcceptRemaskArgs& args);
 void accept(const AcceptArgs& args);
 // scratch: 3 int64 per position.
 void wino_step(const AcceptRemaskArgs& args, const ScoreArgs& score, int64_t* scratch);
+int64_t shadow_attention_bytes(const AttentionArgs& args);
+void shadow_attention(const AttentionArgs& args, void* scratch);
+int64_t norm_qkv_rope_bytes(const QkvArgs& args);
+void norm_qkv_rope(const QkvArgs& args, void* scratch);
+int64_t out_norm_swiglu_bytes(const MlpArgs& args);
+void out_norm_swiglu(const MlpArgs& args, void* scratch);
 void exponentials(int64_t n, int threads);
 void read_once(const float* data, int64_t n, int threads);
 

@@ -10,6 +10,11 @@
 namespace wino {
 namespace cpu {
 
+#if defined(WINO_BUILD_avx512bf16)
+namespace avx512bf16 {
+extern const Kernels kKernels;
+}
+#endif
 #if defined(WINO_BUILD_avx512)
 namespace avx512 {
 extern const Kernels kKernels;
@@ -33,16 +38,17 @@ namespace {
 
 constexpr const char* kNotBuilt = "not in this build (another architecture, or the compiler lacks its flags)";
 
-#if defined(WINO_BUILD_avx512) || defined(WINO_BUILD_avx2)
+#if defined(WINO_BUILD_avx512bf16) || defined(WINO_BUILD_avx512) || defined(WINO_BUILD_avx2)
 
 struct X86 {
-  uint32_t basic_ecx = 0, extended_ebx = 0;
+  uint32_t basic_ecx = 0, extended_ebx = 0, more_eax = 0;
   uint64_t os_state = 0;  // XCR0: the register state that the operating system saves
 
   X86() {
     uint32_t a, b, c, d;
     if (__get_cpuid(1, &a, &b, &c, &d)) basic_ecx = c;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) extended_ebx = b;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) more_eax = a;
     if (basic_ecx & bit_OSXSAVE) {
       uint32_t low, high;
       __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -71,6 +77,12 @@ const char* why_not_avx512() {
   return (x86().os_state & zmm) == zmm ? "" : "the operating system does not save the AVX-512 registers";
 }
 
+const char* why_not_avx512bf16() {
+  if (const char* reason = why_not_avx512(); *reason != '\0') return reason;
+  constexpr uint32_t bf16 = 1u << 5;
+  return x86().more_eax & bf16 ? "" : "the CPU lacks AVX-512 BF16";
+}
+
 #endif
 
 const char* available() { return ""; }
@@ -83,6 +95,9 @@ struct Isa {
 
 // Widest first.
 const Isa kIsas[] = {
+#if defined(WINO_BUILD_avx512bf16)
+    {"avx512bf16", &avx512bf16::kKernels, why_not_avx512bf16},
+#endif
 #if defined(WINO_BUILD_avx512)
     {"avx512", &avx512::kKernels, why_not_avx512},
 #endif

@@ -7,10 +7,11 @@
 #define WINO_ISA_IS_avx2 2
 #define WINO_ISA_IS_neon 3
 #define WINO_ISA_IS_portable 4
+#define WINO_ISA_IS_avx512bf16 5
 #define WINO_ISA_NUMBER_(isa) WINO_ISA_IS_##isa
 #define WINO_ISA_NUMBER(isa) WINO_ISA_NUMBER_(isa)
 
-#if WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx512
+#if WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx512 || WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx512bf16
 #include "cpu/vec_avx512.h"
 #elif WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx2
 #include "cpu/vec_avx2.h"
@@ -41,6 +42,22 @@ WINO_HD Vec::F exp_clamped(Vec::F x) {
   p = Vec::fma(p, r, Vec::splat(1.0f));
   return Vec::ldexp(p, n);
 }
+
+// 2^x for -126 <= x <= 126, 2^-126 below, NaN for NaN; relative error below 2e-7.
+WINO_HD Vec::F power_of_two(Vec::F x) {
+  x = Vec::max(Vec::splat(-126.0f), x);
+  const Vec::F n = Vec::round(x), r = Vec::sub(x, n);
+  // Minimax in relative error over |r| <= 1 / 2: 9.2e-8.
+  Vec::F p = Vec::splat(0.00132647261f);
+  p = Vec::fma(p, r, Vec::splat(0.00967151299f));
+  p = Vec::fma(p, r, Vec::splat(0.0555073358f));
+  p = Vec::fma(p, r, Vec::splat(0.240222424f));
+  p = Vec::fma(p, r, Vec::splat(0.693147004f));
+  p = Vec::fma(p, r, Vec::splat(1.0f));
+  return Vec::ldexp(p, n);
+}
+
+constexpr float kLog2OfE = 1.44269504f;
 
 // Halving: the order is fixed, and the chains are short.
 WINO_HD float reduce_max(Vec::F a) {

@@ -11,7 +11,7 @@ WINO_CPU_BEGIN
 struct Vec {
   using F = __m256;
   using U = __m256i;
-  static constexpr int N = 8;
+  static constexpr int N = 8, kRegisters = 16;
 
   WINO_MEMBER static F splat(float x) { return _mm256_set1_ps(x); }
   WINO_MEMBER static F load(const float* p) { return _mm256_loadu_ps(p); }
@@ -35,6 +35,39 @@ struct Vec {
   }
   WINO_MEMBER static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   WINO_MEMBER static void store(uint32_t* p, U a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  // 1 / a for normal a, to within 2e-7.
+  WINO_MEMBER static F reciprocal(F a) { return _mm256_div_ps(splat(1.0f), a); }
+  WINO_MEMBER static float largest(F a) {
+    const __m128 fours = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 twos = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
+    return _mm_cvtss_f32(_mm_max_ss(twos, _mm_movehdup_ps(twos)));
+  }
+  WINO_MEMBER static float sum(F a) {
+    const __m128 fours = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 twos = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
+    return _mm_cvtss_f32(_mm_add_ss(twos, _mm_movehdup_ps(twos)));
+  }
+  // Rounded to nearest, ties to even; NaN stays NaN.
+  WINO_MEMBER static F round_bfloat16(F a) {
+    const __m256i bits = _mm256_castps_si256(a),
+                  odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i rounded = _mm256_and_si256(up, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u)));
+    return _mm256_blendv_ps(_mm256_castsi256_ps(rounded), splat(__builtin_nanf("")), _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
+  WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
+    const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(round_bfloat16(a)), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
+  // Lane group g of four from p + g stride.
+  WINO_MEMBER static U load_fours(const uint32_t* p, int64_t stride) {
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low),
+                                   _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + stride)), 1);
+  }
+  WINO_MEMBER static void pause() { _mm_pause(); }
+  WINO_MEMBER static F div(F a, F b) { return _mm256_div_ps(a, b); }
   WINO_MEMBER static F add(F a, F b) { return _mm256_add_ps(a, b); }
   WINO_MEMBER static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   WINO_MEMBER static F mul(F a, F b) { return _mm256_mul_ps(a, b); }

@@ -11,7 +11,7 @@ WINO_CPU_BEGIN
 struct Vec {
   using F = __m512;
   using U = __m512i;
-  static constexpr int N = 16;
+  static constexpr int N = 16, kRegisters = 32;
 
   WINO_MEMBER static F splat(float x) { return _mm512_set1_ps(x); }
   WINO_MEMBER static F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -35,6 +35,57 @@ struct Vec {
   }
   WINO_MEMBER static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   WINO_MEMBER static void store(uint32_t* p, U a) { _mm512_storeu_si512(p, a); }
+  // 1 / a for normal a, to within 2e-7.
+  WINO_MEMBER static F reciprocal(F a) {
+    const F near = _mm512_rcp14_ps(a);
+    return _mm512_fmadd_ps(near, _mm512_fnmadd_ps(a, near, splat(1.0f)), near);
+  }
+  WINO_MEMBER static float largest(F a) {
+    a = max(a, _mm512_shuffle_f32x4(a, a, 0x4E));
+    a = max(a, _mm512_shuffle_f32x4(a, a, 0xB1));
+    a = max(a, _mm512_shuffle_ps(a, a, 0x4E));
+    return _mm512_cvtss_f32(max(a, _mm512_shuffle_ps(a, a, 0xB1)));
+  }
+  WINO_MEMBER static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  // Rounded to nearest, ties to even; NaN stays NaN.
+#if defined(__AVX512BF16__)
+#define WINO_HAS_PAIRS 1
+  WINO_MEMBER static F round_bfloat16(F a) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), 16));
+  }
+  WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a));
+  }
+  // c + a[0] b[0] + a[1] b[1] for pairs b of bfloat16 and one pair for all lanes.
+  WINO_MEMBER static F add_pairs(const BFloat16* a, F b, F c) {
+    uint32_t pair;
+    memcpy(&pair, a, sizeof(pair));
+    return _mm512_dpbf16_ps(c, (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)), (__m512bh)_mm512_castps_si512(b));
+  }
+#else
+  WINO_MEMBER static F round_bfloat16(F a) {
+    const __m512i bits = _mm512_castps_si512(a),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    const __m512i rounded = _mm512_and_si512(up, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
+    return _mm512_mask_mov_ps(_mm512_castsi512_ps(rounded), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q),
+                              splat(__builtin_nanf("")));
+  }
+  WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
+    const __m512i bits = _mm512_castps_si512(round_bfloat16(a));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+  }
+#endif
+  // Lane group g of four from p + g stride.
+  WINO_MEMBER static U load_fours(const uint32_t* p, int64_t stride) {
+    const auto four = [&](int g) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + g * stride)); };
+    U a = _mm512_castsi128_si512(four(0));
+    a = _mm512_inserti32x4(a, four(1), 1);
+    a = _mm512_inserti32x4(a, four(2), 2);
+    return _mm512_inserti32x4(a, four(3), 3);
+  }
+  WINO_MEMBER static void pause() { _mm_pause(); }
+  WINO_MEMBER static F div(F a, F b) { return _mm512_div_ps(a, b); }
   WINO_MEMBER static F add(F a, F b) { return _mm512_add_ps(a, b); }
   WINO_MEMBER static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   WINO_MEMBER static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

@@ -11,7 +11,7 @@ WINO_CPU_BEGIN
 struct Vec {
   using F = float32x4_t;
   using U = uint32x4_t;
-  static constexpr int N = 4;
+  static constexpr int N = 4, kRegisters = 32;
 
   WINO_MEMBER static F splat(float x) { return vdupq_n_f32(x); }
   WINO_MEMBER static F load(const float* p) { return vld1q_f32(p); }
@@ -29,6 +29,24 @@ struct Vec {
   }
   WINO_MEMBER static void store(float* p, F a) { vst1q_f32(p, a); }
   WINO_MEMBER static void store(uint32_t* p, U a) { vst1q_u32(p, a); }
+  // 1 / a for normal a, to within 2e-7.
+  WINO_MEMBER static F reciprocal(F a) { return vdivq_f32(splat(1.0f), a); }
+  WINO_MEMBER static float largest(F a) { return vmaxvq_f32(a); }
+  WINO_MEMBER static float sum(F a) { return vaddvq_f32(a); }
+  // Rounded to nearest, ties to even; NaN stays NaN.
+  WINO_MEMBER static F round_bfloat16(F a) {
+    const U bits = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const U up = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7FFF)));
+    const F rounded = vreinterpretq_f32_u32(vandq_u32(up, vdupq_n_u32(0xFFFF0000u)));
+    return vbslq_f32(vceqq_f32(a, a), rounded, splat(__builtin_nanf("")));
+  }
+  WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
+    vst1_u16(reinterpret_cast<uint16_t*>(p), vshrn_n_u32(vreinterpretq_u32_f32(round_bfloat16(a)), 16));
+  }
+  // Lane group g of four from p + g stride: there is one.
+  WINO_MEMBER static U load_fours(const uint32_t* p, int64_t) { return vld1q_u32(p); }
+  WINO_MEMBER static void pause() { __asm__ volatile("yield"); }
+  WINO_MEMBER static F div(F a, F b) { return vdivq_f32(a, b); }
   WINO_MEMBER static F add(F a, F b) { return vaddq_f32(a, b); }
   WINO_MEMBER static F sub(F a, F b) { return vsubq_f32(a, b); }
   WINO_MEMBER static F mul(F a, F b) { return vmulq_f32(a, b); }

@@ -10,7 +10,7 @@ struct Vec {
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint32_t U __attribute__((vector_size(16)));
-  static constexpr int N = 4;
+  static constexpr int N = 4, kRegisters = 16;
 
   WINO_MEMBER static F splat(float x) { return F{x, x, x, x}; }
   WINO_MEMBER static F load(const float* p) {
@@ -32,6 +32,33 @@ struct Vec {
   }
   WINO_MEMBER static void store(float* p, F a) { memcpy(p, &a, sizeof(a)); }
   WINO_MEMBER static void store(uint32_t* p, U a) { memcpy(p, &a, sizeof(a)); }
+  // 1 / a for normal a, to within 2e-7.
+  WINO_MEMBER static F reciprocal(F a) { return splat(1.0f) / a; }
+  WINO_MEMBER static float largest(F a) {
+    const float first = a[0] > a[1] ? a[0] : a[1], second = a[2] > a[3] ? a[2] : a[3];
+    return first > second ? first : second;
+  }
+  WINO_MEMBER static float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+  // Rounded to nearest, ties to even; NaN stays NaN.
+  WINO_MEMBER static F round_bfloat16(F a) {
+    for (int i = 0; i < N; ++i) {
+      BFloat16 rounded;
+      from_float(a[i], &rounded);
+      a[i] = to_float(rounded);
+    }
+    return a;
+  }
+  WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
+    for (int i = 0; i < N; ++i) from_float(a[i], p + i);
+  }
+  // Lane group g of four from p + g stride: there is one.
+  WINO_MEMBER static U load_fours(const uint32_t* p, int64_t) {
+    U a;
+    memcpy(&a, p, sizeof(a));
+    return a;
+  }
+  WINO_MEMBER static void pause() {}
+  WINO_MEMBER static F div(F a, F b) { return a / b; }
   WINO_MEMBER static F add(F a, F b) { return a + b; }
   WINO_MEMBER static F sub(F a, F b) { return a - b; }
   WINO_MEMBER static F mul(F a, F b) { return a * b; }

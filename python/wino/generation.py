@@ -78,6 +78,8 @@ def generate(
     config = _resolve_config(generation_config, overrides)
     backbone = backbone_of(model)
     inputs = _check_inputs(backbone, config, input_ids, attention_mask, generation_ids)
+    if not config.compile_step:  # torch.compile finds them itself
+        backbone.hold_weights()
     guide = _check_guide(backbone, config, unconditional_ids, unconditional_mask, inputs[0])
     run = _Run(backbone, config, *inputs, guide, streamer=streamer)
     if streamer is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_paths import over_paths, paths
+from layers import after_attention, before_attention
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -21,7 +22,16 @@ from wino_kernels import backends, ops
 from wino_kernels.cpu import accept_remask as native_remask
 
 B, K, V, H, MASK = 3, 5, 17, 8, 16
-CPU_OPERATORS = ("score_tokens", "linear_score_tokens", "accept_remask_", "accept_", "wino_step_")
+CPU_OPERATORS = (
+    "score_tokens",
+    "linear_score_tokens",
+    "accept_remask_",
+    "accept_",
+    "wino_step_",
+    "shadow_attention",
+    "norm_qkv_rope",
+    "out_norm_swiglu",
+)
 
 
 def state() -> dict[str, Tensor]:
@@ -57,6 +67,15 @@ WINO_STEP = "logits tokens masked revocable last_accepted"
 
 def attention(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(B, 4, 9, 6, dtype=dtype), *torch.randn(2, B, 2, 9, 6, dtype=dtype)
+
+
+LAYER = (2, 5, 12, 3, 1, 4, 10)
+
+
+def layer_call(operator: Any, inputs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    positional = [argument.name for argument in operator.default._schema.arguments if not argument.kwarg_only]
+    options = {name: value for name, value in inputs.items() if name not in positional}
+    return operator, tuple(inputs[name] for name in positional), options
 
 
 def loss_inputs() -> tuple[Tensor, ...]:
@@ -113,6 +132,14 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
             attention(half),
             {"num_shadow": 0, "block_start": start, "key_padding_mask": torch.rand(B, 9) < 0.5, "scale": 0.5},
         ),
+        "norm_qkv_rope": layer_call(wino.norm_qkv_rope, before_attention(LAYER, torch.float32)),
+        "norm_qkv_rope, all": layer_call(
+            wino.norm_qkv_rope,
+            before_attention(LAYER, half, biases=True, tables=2)
+            | {"query_rows": torch.tensor([[0, 1], [4, 4]]), "full_precision": False},
+        ),
+        "out_norm_swiglu": layer_call(wino.out_norm_swiglu, after_attention(LAYER, torch.float32)),
+        "out_norm_swiglu, all": layer_call(wino.out_norm_swiglu, after_attention(LAYER, half, biases=True)),
         "trajectory_loss": (wino.trajectory_loss, loss, {}),
         "trajectory_loss_backward": (
             wino.trajectory_loss_backward,
@@ -341,6 +368,14 @@ def call_shadow(**changes: Any) -> Any:
     return wino_kernels.shadow_attention(**{**inputs, **changes})
 
 
+def call_before(**changes: Any) -> Any:
+    return wino_kernels.norm_qkv_rope(**before_attention(LAYER, torch.float32, biases=True) | changes)
+
+
+def call_after(**changes: Any) -> Any:
+    return wino_kernels.out_norm_swiglu(**after_attention(LAYER, torch.float32, biases=True) | changes)
+
+
 def call_loss(**changes: Any) -> Any:
     names = ("hidden", "weight", "labels", "target_mask", "candidate_mask")
     inputs = {**dict(zip(names, loss_inputs(), strict=True)), "threshold": 0.5, "threshold_back": 0.9}
@@ -463,6 +498,27 @@ REFUSALS: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] 
     (call_remask, {"accept_fraction": NAN}, VALUE, "accept_fraction must be .*, got nan"),
     (call_remask, {"min_accept": -1}, VALUE, "min_accept must be >= 0, got -1"),
     (call_remask, {"max_accept": 0}, VALUE, "max_accept must be >= 1, got 0"),
+    (call_before, {"x": torch.randn(5, 12)}, VALUE, r"x must have shape \(B, L, D\), got \(5, 12\)"),
+    (call_before, {"x": torch.zeros(2, 5, 12, dtype=torch.int64)}, TYPE, "x must be .*, got int64"),
+    (call_before, {"x": torch.zeros(2, 12, 5).transpose(1, 2)}, VALUE, "x must have unit stride"),
+    (call_before, {"norm_weight": torch.ones(11)}, VALUE, r"norm_weight must have shape \(12,\), got \(11,\)"),
+    (call_before, {"q_weight": torch.ones(12, 12).double()}, TYPE, "q_weight must be float32, got float64"),
+    (call_before, {"k_weight": torch.ones(4, 11)}, VALUE, r"k_weight must have shape \(4, 12\), got \(4, 11\)"),
+    (call_before, {"v_weight": torch.ones(6, 12)}, VALUE, "v_weight must have rows for heads of 4, got 6|v_bias"),
+    (call_before, {"v_weight": torch.ones(12, 4).T}, VALUE, "v_weight must have unit stride"),
+    (call_before, {"q_bias": torch.ones(4)}, VALUE, r"q_bias must have shape \(12,\), got \(4,\)"),
+    (call_before, {"cos": torch.ones(1, 1, 5, 3)}, VALUE, r"cos must have shape .* d even, got \(1, 1, 5, 3\)"),
+    (call_before, {"cos": torch.ones(1, 1, 6, 4)}, VALUE, r"cos must have shape \(1, 1, 5, 4\), got \(1, 1, 6, 4\)"),
+    (call_before, {"sin": torch.ones(2, 1, 5, 4)}, VALUE, r"sin must have shape \(1, 1, 5, 4\)"),
+    (call_before, {"sin": torch.ones(1, 1, 5, 8)[..., :4]}, VALUE, "sin must have the strides"),
+    (call_before, {"query_rows": torch.zeros(1, 3, dtype=torch.int64)}, VALUE, r"query_rows must have shape \(2, 3\)"),
+    (call_before, {"query_rows": torch.zeros(2, 3)}, TYPE, "query_rows must be int64, got float32"),
+    (call_after, {"attended": torch.randn(2, 3, 6, 4)}, VALUE, r"attended must have shape \(2, 3, 5, 4\)"),
+    (call_after, {"attended": torch.randn(2, 3, 5, 4).bfloat16()}, TYPE, "attended must be float32, got bfloat16"),
+    (call_after, {"out_weight": torch.ones(12, 11)}, VALUE, r"out_weight must have shape \(12, 12\), got \(12, 11\)"),
+    (call_after, {"gate_weight": torch.ones(9, 12)}, VALUE, r"gate_bias must have shape \(9,\), got \(10,\)"),
+    (call_after, {"up_weight": torch.ones(9, 12)}, VALUE, r"up_weight must have shape \(10, 12\), got \(9, 12\)"),
+    (call_after, {"down_weight": torch.ones(12)}, VALUE, r"down_weight must have shape \(12, 10\), got \(12,\)"),
     (call_accept, {"threshold": None}, VALUE, "exactly one of threshold and count must be given, got neither"),
     (call_accept, {"count": 3}, VALUE, "exactly one of threshold and count must be given, got both"),
     (call_accept, {"threshold": None, "count": -1}, VALUE, "count must be >= 0, got -1"),

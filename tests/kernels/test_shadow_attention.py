@@ -261,7 +261,7 @@ def test_nothing_as_large_as_the_scores_on_the_cpu(padded: bool) -> None:
     kernel = backends._load("cpu").kernels["shadow_attention"]  # a mode does not look into an operator
     with Largest() as largest:
         kernel(query, key, value, shadow, torch.tensor([40, 300]), padding)
-    assert 2 * shadow * keys <= largest.elements < keys * keys / 10
+    assert largest.elements == query.numel()
 
 
 @over_paths("shadow_attention")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import reference_loop
 import torch
 import torch.nn.functional as F
 from llada_models import build_llada
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+import wino_kernels
 from wino.models import backbone_of
+from wino.models.llada import weights_of
 
 PROMPT, LENGTH, BLOCK = 5, 24, 8
 REAL = PROMPT + LENGTH
@@ -62,6 +66,55 @@ def test_without_shadow_and_with_padding() -> None:
         torch.testing.assert_close(
             F.linear(hidden, *backbone.head()), dense_logits(model, call, visible), atol=1e-4, rtol=0
         )
+
+
+WATCHED: dict[str, Callable[[nn.Module], object]] = {
+    "a hook": lambda block: block.q_proj.register_forward_hook(lambda *_: None),
+    "a hook in front": lambda block: block.ff_norm.register_forward_pre_hook(lambda *_: None),
+    "another forward": lambda block: setattr(block.up_proj, "forward", block.up_proj.forward),
+    "another module": lambda block: setattr(block, "ff_out", nn.Sequential(block.ff_out)),
+    "a weight of another kind": lambda block: parametrize.register_parametrization(
+        block.v_proj, "weight", nn.Identity()
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WATCHED)
+@pytest.mark.parametrize("fields", [{}, {"n_kv_heads": 2, "include_bias": True, "rope_full_precision": False}])
+def test_blocks_that_are_watched_or_wrapped_are_called(how: str, fields: dict[str, Any]) -> None:
+    """They give what the fused operators give; and a module that is not called would not be noticed."""
+    model, call = build_llada(**fields), layout(13)
+    blocks = list(model.model.transformer["blocks"])
+    with torch.no_grad():
+        assert all(weights_of(block, model.config) is not None for block in blocks)
+        fused = backbone_of(model).hidden_rows(**call)
+        WATCHED[how](blocks[1])
+        assert [weights_of(block, model.config) is not None for block in blocks] == [True, False, True]
+        torch.testing.assert_close(backbone_of(model).hidden_rows(**call), fused, atol=1e-4, rtol=0)
+        with wino_kernels.use_backend("eager"):
+            assert all(weights_of(block, model.config) is None for block in blocks)
+            torch.testing.assert_close(backbone_of(model).hidden_rows(**call), fused, atol=1e-4, rtol=0)
+
+
+def test_a_wrapped_projection_counts() -> None:
+    """What is put around a layer after the view was made is part of the next pass, unless the weights are held."""
+    model, call = build_llada(), layout(13)
+    with torch.no_grad():
+        backbone, held = backbone_of(model), backbone_of(model)
+        held.hold_weights()
+        before = backbone.hidden_rows(**call)
+        model.model.transformer["blocks"][1].v_proj.register_forward_hook(lambda module, args, output: 2 * output)
+        assert not torch.allclose(backbone.hidden_rows(**call), before)
+        assert torch.equal(held.hidden_rows(**call), before)
+
+
+@torch.enable_grad()
+def test_training_calls_the_modules() -> None:
+    model = build_llada()
+    assert weights_of(model.model.transformer["blocks"][0], model.config) is None
+    ids = torch.randint(2, 60, (1, 9))
+    model(ids).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_what_a_backbone_says_of_its_model() -> None:

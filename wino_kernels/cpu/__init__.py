@@ -18,6 +18,8 @@ from wino_kernels.backends import CPU_ISAS, BackendUnavailableError
 from wino_kernels.cpu.accept import accept_
 from wino_kernels.cpu.accept_remask import accept_remask_
 from wino_kernels.cpu.linear_score_tokens import linear_score_tokens
+from wino_kernels.cpu.norm_qkv_rope import norm_qkv_rope
+from wino_kernels.cpu.out_norm_swiglu import out_norm_swiglu
 from wino_kernels.cpu.score_tokens import score_tokens
 from wino_kernels.cpu.shadow_attention import shadow_attention
 from wino_kernels.cpu.trajectory_loss import trajectory_loss, trajectory_loss_backward
@@ -32,6 +34,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "accept_": accept_,
     "wino_step_": wino_step_,
     "shadow_attention": shadow_attention,
+    "norm_qkv_rope": norm_qkv_rope,
+    "out_norm_swiglu": out_norm_swiglu,
     "trajectory_loss": trajectory_loss,
     "trajectory_loss_backward": trajectory_loss_backward,
 }

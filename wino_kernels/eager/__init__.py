@@ -11,6 +11,8 @@ from typing import Any
 from wino_kernels.eager.accept import accept_
 from wino_kernels.eager.accept_remask import accept_remask_
 from wino_kernels.eager.linear_score_tokens import linear_score_tokens
+from wino_kernels.eager.norm_qkv_rope import norm_qkv_rope
+from wino_kernels.eager.out_norm_swiglu import out_norm_swiglu
 from wino_kernels.eager.score_tokens import score_tokens
 from wino_kernels.eager.shadow_attention import shadow_attention
 from wino_kernels.eager.trajectory_loss import trajectory_loss, trajectory_loss_backward
@@ -25,6 +27,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "accept_": accept_,
     "wino_step_": wino_step_,
     "shadow_attention": shadow_attention,
+    "norm_qkv_rope": norm_qkv_rope,
+    "out_norm_swiglu": out_norm_swiglu,
     "trajectory_loss": trajectory_loss,
     "trajectory_loss_backward": trajectory_loss_backward,
 }

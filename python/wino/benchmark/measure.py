@@ -17,8 +17,7 @@ import wino_kernels
 
 from ..config import GenerationConfig
 from ..generation import generate
-from ..models.backbone import backbone_of
-from ..models.llada import iter_blocks
+from ..models.backbone import Backbone, backbone_of
 from ..tasks.evaluation import answer_lengths
 from .memory import peak_extra
 from .published import PublishedBlock, decode
@@ -176,7 +175,7 @@ class Mode(Contender):
             out = generate(*given)
             clock.lap("step")
         else:
-            with _laps_in_our_loop(self.workload.model, clock) as scored:
+            with _laps_in_our_loop(clock) as scored:
                 out = generate(*given)
             clock.lap("bookkeeping")
             self._head_rows = Counter(int((ids != _SKIP).sum()) for ids in scored)
@@ -211,10 +210,13 @@ def _lap_after_final_norm(model: Any, clock: Clock) -> Iterator[None]:
 
 
 @contextmanager
-def _laps_in_our_loop(model: Any, clock: Clock) -> Iterator[list[Tensor]]:
-    """Laps at the first layer, the final norm and around the scoring; yields each scoring's candidates (B, K)."""
+def _laps_in_our_loop(clock: Clock) -> Iterator[list[Tensor]]:
+    """Laps around the trunk and around the scoring; yields each scoring's candidates (B, K).
+
+    Nothing is hooked to the model: parts that are watched would not be fused.
+    """
     scored: list[Tensor] = []
-    fused = wino_kernels.linear_score_tokens
+    fused, trunk = wino_kernels.linear_score_tokens, Backbone.trunk
 
     def timed(hidden: Tensor, weight: Tensor, candidate_ids: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         clock.lap("bookkeeping")
@@ -223,15 +225,17 @@ def _laps_in_our_loop(model: Any, clock: Clock) -> Iterator[list[Tensor]]:
         scored.append(candidate_ids)
         return scores
 
-    first = next(iter_blocks(model.model.transformer)).attn_norm
-    hook = first.register_forward_pre_hook(lambda *_: clock.lap("bookkeeping"))
-    wino_kernels.linear_score_tokens = timed
+    def timed_trunk(self: Backbone, *given: Any, **options: Any) -> Tensor:
+        clock.lap("bookkeeping")
+        hidden = trunk(self, *given, **options)
+        clock.lap("trunk")
+        return hidden
+
+    wino_kernels.linear_score_tokens, Backbone.trunk = timed, timed_trunk  # type: ignore[method-assign]
     try:
-        with _lap_after_final_norm(model, clock):
-            yield scored
+        yield scored
     finally:
-        wino_kernels.linear_score_tokens = fused
-        hook.remove()
+        wino_kernels.linear_score_tokens, Backbone.trunk = fused, trunk  # type: ignore[method-assign]
 
 
 class Margin:

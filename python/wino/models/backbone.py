@@ -13,7 +13,17 @@ from transformers import PreTrainedModel
 from wino_kernels import shadow_attention
 
 from ..cache import KeyValueCache, Store
-from .llada import LLaDAModelLM, Rows, iter_blocks, lm_head, logit_scale, rotary_table, trunk_forward
+from .llada import (
+    LLaDAModelLM,
+    Rows,
+    Weights,
+    iter_blocks,
+    lm_head,
+    logit_scale,
+    rotary_table,
+    trunk_forward,
+    weights_of,
+)
 from .patching import is_patched, looks_like_llada
 
 
@@ -34,6 +44,11 @@ class Backbone:
         self.mask_token_id: int = config.mask_token_id
         self.eos_token_id: int | None = config.eos_token_id
         self.max_length: int = config.max_sequence_length
+        self._weights: list[Weights | None] | None = None
+
+    def hold_weights(self) -> None:
+        """Look up the blocks' weights once, not at every pass: nothing may wrap or replace them from now on."""
+        self._weights = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
 
     @property
     def vocab_size(self) -> int:
@@ -112,7 +127,8 @@ class Backbone:
             shadow_attention, num_shadow=num_shadow, block_start=block_start, key_padding_mask=key_padding_mask
         )
         leaving = _asking(rows, embedded.shape[1], num_shadow)
-        hidden = trunk_forward(self._transformer, self._config, embedded, rotary, attend, leaving, stores)
+        given = self._transformer, self._config, embedded, rotary, attend, leaving, stores
+        hidden = trunk_forward(*given, self._weights)
         hidden = self._transformer.ln_f(hidden)
         return hidden * logit_scale(self._config) if self._config.scale_logits else hidden
 

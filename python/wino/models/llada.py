@@ -2,13 +2,13 @@
 
 The forward pass is written as functions over a module tree with LLaDA's parameter names (``wte``, ``blocks``, ``ln_f``,
 ``ff_out``), so that a model of the authors' own code and ours take the same path (see :mod:`wino.models.patching`).
-Sub-modules are called, never read, so that wrapped projections (LoRA) count.
+Sub-modules are called, so that wrapped projections (LoRA) count; read are only those that nothing wraps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
+
+from wino_kernels import norm_qkv_rope, out_norm_swiglu
+from wino_kernels.backends import has_kernel
 
 from ..cache import Store
 
@@ -36,6 +39,9 @@ _FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "multi_query_attention": (None, False),
 }
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size", "max_sequence_length")
+
+#: The linear layers of a block, by name.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
 
 #: Configuration fields that only matter for training.
 DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
@@ -231,6 +237,15 @@ class Rows(NamedTuple):
     answers: Tensor | None
 
 
+class Weights(NamedTuple):
+    """What the fused operators take of a block: arguments of ``norm_qkv_rope`` and of ``out_norm_swiglu``."""
+
+    before: tuple[Tensor, Tensor, Tensor, Tensor]
+    before_options: dict[str, Any]
+    after: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    after_options: dict[str, Any]
+
+
 def block_forward(
     block: Any,
     x: Tensor,
@@ -239,32 +254,92 @@ def block_forward(
     attend: Attend,
     rows: Rows | None = None,
     store: Store | None = None,
+    weights: Weights | None = None,
 ) -> Tensor:
     """One transformer block over hidden states ``x`` (B, L, d_model).
 
     ``block`` is any module with LLaDA's sub-module names. ``store`` sees the block's keys and values before they are
-    attended to, and may return others. With ``rows`` only those leave: (B, R, d_model).
+    attended to, and may return others. With ``rows`` only those leave: (B, R, d_model). ``weights``: of
+    :func:`weights_of`; the fused operators take the place of the block's modules.
     """
-    batch = x.shape[0]
+    asking = None if rows is None else rows.queries
+    if weights is None:
+        query, key, value = _before_attention(block, x, rotary, config, asking)
+    else:
+        query, key, value = norm_qkv_rope(x, *weights.before, *rotary, query_rows=asking, **weights.before_options)
+    if store is not None:
+        key, value = store(key, value)
+    attended = attend(query, key, value)
+    if rows is not None:
+        x = select_rows(x, rows.leaving)
+        if rows.answers is not None:
+            _, heads, _, head_dim = attended.shape
+            attended = attended.gather(2, rows.answers[:, None, :, None].expand(-1, heads, -1, head_dim))
+    if weights is None:
+        return _after_attention(block, x, attended)
+    return out_norm_swiglu(x, attended, *weights.after, **weights.after_options)
 
+
+def _before_attention(
+    block: Any, x: Tensor, rotary: tuple[Tensor, Tensor], config: Any, query_rows: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     def heads(projected: Tensor) -> Tensor:  # [B, L, H * head_dim] -> [B, H, L, head_dim]
-        return projected.view(batch, projected.shape[1], -1, config.d_model // config.n_heads).transpose(1, 2)
+        return projected.unflatten(2, (-1, config.d_model // config.n_heads)).transpose(1, 2)
 
     normed = block.attn_norm(x)
     key = rotate(heads(block.k_proj(normed)), rotary, config.rope_full_precision)
     value = heads(block.v_proj(normed))
-    if store is not None:
-        key, value = store(key, value)
-    if rows is not None:
-        normed, rotary = select_rows(normed, rows.queries), rotary_rows(rotary, rows.queries)
-        x = select_rows(x, rows.leaving)
-    query = rotate(heads(block.q_proj(normed)), rotary, config.rope_full_precision)
-    attended = attend(query, key, value).transpose(1, 2).reshape(batch, -1, config.d_model)
-    if rows is not None and rows.answers is not None:
-        attended = select_rows(attended, rows.answers)
-    x = x + block.attn_out(attended)
+    if query_rows is not None:
+        normed, rotary = select_rows(normed, query_rows), rotary_rows(rotary, query_rows)
+    return rotate(heads(block.q_proj(normed)), rotary, config.rope_full_precision), key, value
+
+
+def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    x = x + block.attn_out(attended.transpose(1, 2).flatten(2))
     normed = block.ff_norm(x)
     return x + block.ff_out(F.silu(block.ff_proj(normed)) * block.up_proj(normed))
+
+
+def weights_of(block: Any, config: Any) -> Weights | None:
+    """The block's weights for the fused operators; None where its modules have to be called.
+
+    That is so where no kernel would be faster, where gradients are wanted, and where anything wraps or watches a part.
+    """
+    linears = [getattr(block, name) for name in PROJECTIONS]
+    query, key, value, out, gate, up, down = linears
+    if query.weight.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return None
+    if not torch.compiler.is_compiling() and not has_kernel("norm_qkv_rope", "cpu"):
+        return None
+    norm, inner_norm = block.attn_norm, block.ff_norm
+    if not (_is_plain(norm, RMSNorm) and _is_plain(inner_norm, RMSNorm)):
+        return None
+    if not all(_is_plain(linear, nn.Linear) for linear in linears):
+        return None
+    return Weights(
+        (norm.weight, query.weight, key.weight, value.weight),
+        {
+            "eps": norm.eps,
+            "q_bias": query.bias,
+            "k_bias": key.bias,
+            "v_bias": value.bias,
+            "full_precision": config.rope_full_precision,
+        },
+        (out.weight, inner_norm.weight, gate.weight, up.weight, down.weight),
+        {
+            "eps": inner_norm.eps,
+            "out_bias": out.bias,
+            "gate_bias": gate.bias,
+            "up_bias": up.bias,
+            "down_bias": down.bias,
+        },
+    )
+
+
+def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+    if type(module) is not kind or type(module.weight) is not nn.Parameter:
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def iter_blocks(transformer: Any) -> Iterator[Any]:
@@ -284,15 +359,19 @@ def trunk_forward(
     attend: Attend,
     rows: Rows | None = None,
     stores: Iterable[Store] | None = None,
+    weights: Sequence[Weights | None] | None = None,
 ) -> Tensor:
     """All blocks: embedded tokens ``x`` (B, L, d_model) -> hidden states (B, L, d_model) before the final norm.
 
-    ``stores``: one for each block, see :func:`block_forward`. With ``rows`` only those leave: (B, R, d_model).
+    ``stores`` and ``weights``: one for each block, see :func:`block_forward`; None: no stores, and the weights as they
+    are now. With ``rows`` only those leave: (B, R, d_model).
     """
     blocks = list(iter_blocks(transformer))
+    if weights is None:
+        weights = [weights_of(block, config) for block in blocks]
     each: Iterable[Store | None] = stores or [None] * len(blocks)
-    for block, store in zip(blocks, each, strict=True):
-        x = block_forward(block, x, rotary, config, attend, rows if block is blocks[-1] else None, store)
+    for block, store, own in zip(blocks, each, weights, strict=True):
+        x = block_forward(block, x, rotary, config, attend, rows if block is blocks[-1] else None, store, own)
     return x
 
 

@@ -1,0 +1,218 @@
+// Products of rows with weights (N, K) as torch.nn.Linear keeps them, panel by panel of weight columns.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+#include "cpu/vec.h"
+
+WINO_CPU_BEGIN
+
+// What numbers of dtype T are multiplied as: pairs of bfloat16 where the instruction set has such products, else float.
+template <typename T>
+struct OperandOf {
+  using type = float;
+};
+#if defined(WINO_HAS_PAIRS)
+template <>
+struct OperandOf<BFloat16> {
+  using type = BFloat16;
+};
+#endif
+template <typename T>
+using Operand = typename OperandOf<T>::type;
+
+constexpr int kRegisterRows = Vec::kRegisters == 32 ? 14 : 6;
+constexpr int kPanel = 2 * Vec::N;  // columns
+
+// 32-bit words that K numbers take: a pair of bfloat16 shares one.
+template <typename A>
+WINO_HD int64_t words(int64_t K) {
+  constexpr int64_t each = static_cast<int64_t>(sizeof(uint32_t) / sizeof(A));
+  return (K + each - 1) / each;
+}
+
+// Numbers a row of K operands takes, zeros behind the last included.
+template <typename A>
+WINO_HD int64_t padded(int64_t K) {
+  return words<A>(K) * static_cast<int64_t>(sizeof(uint32_t) / sizeof(A));
+}
+
+WINO_HD int64_t panels(int64_t N) { return (N + kPanel - 1) / kPanel; }
+
+// Words of a packed weight (N, K).
+template <typename A>
+WINO_HD int64_t packed_words(int64_t N, int64_t K) {
+  return panels(N) * kPanel * words<A>(K);
+}
+
+template <typename T>
+WINO_HD void store_operands(const T* x, int64_t n, T* to) {
+  memcpy(to, x, n * sizeof(T));
+}
+WINO_HD void store_operands(const BFloat16* x, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = to_float(x[i]);
+}
+WINO_HD void store_operands(const Float16* x, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = to_float(x[i]);
+}
+
+// Zeros behind a row of K operands, up to its padded length.
+template <typename A>
+WINO_HD void pad_row(A* row, int64_t K) {
+  for (int64_t k = K; k < padded<A>(K); ++k) from_float(0.0f, row + k);
+}
+
+// Word k of columns c ... c + Vec::N goes to panel[k][c]: a transposition, four words and four columns at a time.
+WINO_HD void transpose_columns(const uint32_t* from, int64_t stride, int64_t n, uint32_t* panel) {
+  int64_t k = 0;
+  for (; k + 4 <= n; k += 4) {
+    Vec::U word[4];
+    for (int i = 0; i < 4; ++i) word[i] = Vec::load_fours(from + i * stride + k, 4 * stride);
+    Vec::transpose4(word);
+    for (int i = 0; i < 4; ++i) Vec::store(panel + (k + i) * kPanel, word[i]);
+  }
+  for (; k < n; ++k) {
+    for (int c = 0; c < Vec::N; ++c) panel[k * kPanel + c] = from[c * stride + k];
+  }
+}
+
+// Rows of K operands as columns of a panel, Vec::N of them; of fewer rows the last columns are undefined.
+template <typename T>
+void pack_columns(const T* rows, int64_t stride, int64_t number, int64_t K, uint32_t* panel) {
+  using A = Operand<T>;
+  constexpr int64_t kStretch = 32;  // numbers
+  const bool as_it_is = sizeof(A) == sizeof(T) && number == Vec::N && K % 2 == 0 && stride % 2 == 0;
+  if (as_it_is && reinterpret_cast<uintptr_t>(rows) % sizeof(uint32_t) == 0) {
+    const int64_t word_stride = stride * static_cast<int64_t>(sizeof(T)) / 4;
+    return transpose_columns(reinterpret_cast<const uint32_t*>(rows), word_stride, words<A>(K), panel);
+  }
+  uint32_t stretch[Vec::N][kStretch];
+  for (int64_t k = 0; k < K; k += kStretch) {
+    const int64_t count = K - k < kStretch ? K - k : kStretch;
+    for (int64_t c = 0; c < number; ++c) {
+      A* to = reinterpret_cast<A*>(stretch[c]);
+      store_operands(rows + c * stride + k, count, to);
+      pad_row(to, count);
+    }
+    transpose_columns(stretch[0], kStretch, words<A>(count), panel + words<A>(k) * kPanel);
+  }
+}
+
+// The panel of columns n ... n + kPanel of a weight (N, K) with rows `stride` apart: [words][kPanel], undefined where
+// the weight ends.
+template <typename T>
+void pack_panel(const T* weight, int64_t stride, int64_t N, int64_t K, int64_t n, uint32_t* panel) {
+  for (int c = 0; c < kPanel && n + c < N; c += Vec::N) {
+    const int64_t number = N - n - c < Vec::N ? N - n - c : Vec::N;
+    pack_columns(weight + (n + c) * stride, stride, number, K, panel + c);
+  }
+}
+
+WINO_HD Vec::F multiply_add(const float* a, Vec::F b, Vec::F sum) { return Vec::fma(Vec::splat(*a), b, sum); }
+#if defined(WINO_HAS_PAIRS)
+WINO_HD Vec::F multiply_add(const BFloat16* a, Vec::F b, Vec::F sum) { return Vec::add_pairs(a, b, sum); }
+#endif
+
+// sum[r][c] = row r of a (R, K) times column c of a panel; rows are `stride` apart.
+template <int R, typename A>
+void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n, float* sum, int64_t sum_stride) {
+  constexpr int each = sizeof(uint32_t) / sizeof(A);
+  Vec::F total[R][2];
+  for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = Vec::splat(0.0f);
+  const float* column = reinterpret_cast<const float*>(panel);
+  for (int64_t k = 0; k < n; ++k, column += kPanel, a += each) {
+    const Vec::F left = Vec::load(column), right = Vec::load(column + Vec::N);
+    for (int r = 0; r < R; ++r) {
+      total[r][0] = multiply_add(a + r * stride, left, total[r][0]);
+      total[r][1] = multiply_add(a + r * stride, right, total[r][1]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    Vec::store(sum + r * sum_stride, total[r][0]);
+    Vec::store(sum + r * sum_stride + Vec::N, total[r][1]);
+  }
+}
+
+template <typename A, int R>
+struct RowsAtOnce {
+  static void run(int64_t rows, const A* a, int64_t stride, const uint32_t* panel, int64_t n, float* sum,
+                  int64_t sum_stride) {
+    if (rows == R) return multiply_rows<R>(a, stride, panel, n, sum, sum_stride);
+    RowsAtOnce<A, R - 1>::run(rows, a, stride, panel, n, sum, sum_stride);
+  }
+};
+template <typename A>
+struct RowsAtOnce<A, 0> {
+  static void run(int64_t, const A*, int64_t, const uint32_t*, int64_t, float*, int64_t) {}
+};
+
+// Cuts rows begin ... end - 1 into runs of nearly the same length, as long as registers allow: f(first, rows).
+template <typename Function>
+WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
+  const int64_t rows = end - begin, runs = (rows + kRegisterRows - 1) / kRegisterRows;
+  for (int64_t i = 0; i < runs; ++i) {
+    const int64_t first = begin + rows * i / runs;
+    f(first, begin + rows * (i + 1) / runs - first);
+  }
+}
+
+// The same for any number of rows. A row's sums do not depend on the rows beside it.
+template <typename A>
+void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
+                    int64_t sum_stride) {
+  for_each_run(0, rows, [&](int64_t first, int64_t number) {
+    RowsAtOnce<A, kRegisterRows>::run(number, a + first * stride, stride, panel, words<A>(K), sum + first * sum_stride,
+                                      sum_stride);
+  });
+}
+
+// A weight of a product, and where it is packed.
+struct Packed {
+  const LinearArgs* linear;
+  uint32_t* panels;
+
+  template <typename A>
+  WINO_MEMBER const uint32_t* panel(int64_t n) const {
+    return panels + n * words<A>(linear->K);  // n: first column, a multiple of kPanel
+  }
+};
+
+// The panels of several weights as tasks, 0 ... count - 1.
+struct PackTasks {
+  const Packed* weights;
+  int number;
+
+  WINO_MEMBER int64_t count() const {
+    int64_t total = 0;
+    for (int i = 0; i < number; ++i) total += panels(weights[i].linear->N);
+    return total;
+  }
+};
+
+template <typename T>
+void pack_task(const PackTasks& tasks, int64_t task) {
+  for (int i = 0; i < tasks.number; ++i) {
+    const Packed& weight = tasks.weights[i];
+    const LinearArgs& linear = *weight.linear;
+    if (task < panels(linear.N)) {
+      const int64_t n = task * kPanel;
+      return pack_panel(static_cast<const T*>(linear.weight), linear.stride, linear.N, linear.K, n,
+                        weight.panels + n * words<Operand<T>>(linear.K));
+    }
+    task -= panels(linear.N);
+  }
+}
+
+// Tasks that all have to be done before any thread goes on. Only threads that run take tasks, so none waits for one
+// that never starts.
+struct Phase {
+  TaskQueue queue;
+  int64_t done;
+
+  WINO_MEMBER void finish_task() { __atomic_fetch_add(&done, 1, __ATOMIC_RELEASE); }
+  WINO_MEMBER void wait() const {
+    while (__atomic_load_n(&done, __ATOMIC_ACQUIRE) < queue.count) Vec::pause();
+  }
+};
+
+WINO_CPU_END

@@ -1,0 +1,161 @@
+// What attention needs of a row: norm, the projections to query, key and value, rotary embedding.
+#include "cpu/operators.h"
+#include "cpu/row_math.h"
+
+WINO_CPU_BEGIN
+
+namespace {
+
+constexpr int64_t kMostRows = 5 * kRegisterRows;  // of a task: they and a panel stay in the L1 and L2 caches
+
+// Some of the projections, of all rows or of those that ask.
+struct Job {
+  const int64_t* rows;  // [B, count]; nullptr: all
+  int64_t count;        // a sequence
+  int first, last;      // projections first ... last - 1
+  int64_t tasks;
+};
+
+struct Shared {
+  const QkvArgs* args;
+  Packed packed[3];
+  Job jobs[2];
+  int64_t group;  // columns that are finished together: whole panels and whole heads
+  char* scratch;  // of the threads, one after the other
+  int64_t scratch_bytes;
+  int64_t next_thread;
+  Phase packing;
+  TaskQueue queue;
+};
+
+WINO_HD int64_t columns_together(const QkvArgs& a) {
+  if (a.head_dim % kPanel == 0) return a.head_dim;
+  if (kPanel % a.head_dim == 0) return kPanel;
+  int64_t widest = 0;
+  for (const LinearArgs& linear : a.linear) widest = linear.N > widest ? linear.N : widest;
+  return panels(widest) * kPanel;
+}
+
+template <typename A>
+WINO_HD int64_t thread_bytes(const QkvArgs& a) {
+  const int64_t normed = (padded<A>(a.D) * static_cast<int64_t>(sizeof(A)) + 63) / 64 * 64;
+  return kMostRows * (normed + columns_together(a) * static_cast<int64_t>(sizeof(float)));
+}
+
+template <typename A>
+WINO_HD int64_t weight_words(const QkvArgs& a) {
+  int64_t total = 0;
+  for (const LinearArgs& linear : a.linear) total += packed_words<A>(linear.N, linear.K);
+  return (total + 15) / 16 * 16;
+}
+
+template <typename T>
+int64_t bytes(const QkvArgs& a) {
+  using A = Operand<T>;
+  return weight_words<A>(a) * static_cast<int64_t>(sizeof(uint32_t)) + a.threads * thread_bytes<A>(a);
+}
+
+// Row r of a job: its sequence and its place there.
+struct Place {
+  int64_t b, l;
+};
+
+WINO_HD Place place_of(const Job& job, int64_t r) {
+  const int64_t b = r / job.count, i = r % job.count;
+  return {b, job.rows == nullptr ? i : job.rows[b * job.count + i]};
+}
+
+template <typename T>
+void finish_columns(const QkvArgs& a, const Job& job, int projection, int64_t n, int64_t columns, int64_t first,
+                    int64_t count, const float* sums, int64_t stride) {
+  const LinearArgs& linear = a.linear[projection];
+  for (int64_t i = 0; i < count; ++i) {
+    const Layer<T> projected{sums + i * stride, bias_of<T>(linear, n)};
+    T* out = static_cast<T*>(a.out[projection]) + (first + i) * linear.N + n;
+    if (projection == 2) {
+      store_layer(projected, columns, out);
+      continue;
+    }
+    const Place place = place_of(job, first + i);
+    const int64_t table = place.b * a.table_batch_stride + place.l * a.table_row_stride;
+    for (int64_t c = 0; c < columns; c += a.head_dim) {
+      rotate(projected, c, a.cosine + table, a.sine + table, a.head_dim, a.full_precision, out + c);
+    }
+  }
+}
+
+template <typename T>
+void project_rows(const Shared& shared, const Job& job, int64_t task, char* scratch) {
+  using A = Operand<T>;
+  const QkvArgs& a = *shared.args;
+  const int64_t rows = a.B * job.count, first = rows * task / job.tasks, last = rows * (task + 1) / job.tasks;
+  const int64_t count = last - first, stride = padded<A>(a.D);
+  float* sums = reinterpret_cast<float*>(scratch);
+  A* normed = reinterpret_cast<A*>(scratch + kMostRows * shared.group * sizeof(float));
+  for (int64_t i = 0; i < count; ++i) {
+    const Place place = place_of(job, first + i);
+    const T* x = static_cast<const T*>(a.x) + place.b * a.x_batch_stride + place.l * a.x_row_stride;
+    rms_norm(x, static_cast<const T*>(a.norm_weight), a.eps, a.D, normed + i * stride);
+  }
+  for (int projection = job.first; projection < job.last; ++projection) {
+    const int64_t N = a.linear[projection].N;
+    for (int64_t n = 0; n < N; n += shared.group) {
+      const int64_t columns = N - n < shared.group ? N - n : shared.group;
+      for (int64_t c = 0; c < columns; c += kPanel) {
+        const uint32_t* panel = shared.packed[projection].template panel<A>(n + c);
+        multiply_panel(normed, count, stride, panel, a.D, sums + c, shared.group);
+      }
+      finish_columns<T>(a, job, projection, n, columns, first, count, sums, shared.group);
+    }
+  }
+}
+
+template <typename T>
+void work(void* context) {
+  Shared& shared = *static_cast<Shared*>(context);
+  const PackTasks packing{shared.packed, 3};
+  for (int64_t task; shared.packing.queue.take(&task); shared.packing.finish_task()) pack_task<T>(packing, task);
+  shared.packing.wait();
+  const int64_t thread = __atomic_fetch_add(&shared.next_thread, 1, __ATOMIC_RELAXED);
+  char* scratch = shared.scratch + thread * shared.scratch_bytes;
+  for (int64_t task; shared.queue.take(&task);) {
+    const bool is_second = task >= shared.jobs[0].tasks;
+    project_rows<T>(shared, shared.jobs[is_second], is_second ? task - shared.jobs[0].tasks : task, scratch);
+  }
+}
+
+WINO_HD int64_t tasks_of(int64_t rows, int threads) {
+  const int64_t rounds = (rows + threads * kMostRows - 1) / (threads * kMostRows);
+  return rounds * threads < rows ? rounds * threads : rows;
+}
+
+template <typename T>
+void run(const QkvArgs& a, char* scratch) {
+  using A = Operand<T>;
+  Shared shared{};
+  shared.args = &a;
+  uint32_t* panels_of = reinterpret_cast<uint32_t*>(scratch);
+  for (int i = 0; i < 3; ++i) {
+    shared.packed[i] = {&a.linear[i], panels_of};
+    panels_of += packed_words<A>(a.linear[i].N, a.linear[i].K);
+  }
+  shared.jobs[0] = {nullptr, a.L, a.all_ask ? 0 : 1, 3, tasks_of(a.B * a.L, a.threads)};
+  if (!a.all_ask) shared.jobs[1] = {a.query_rows, a.Q, 0, 1, tasks_of(a.B * a.Q, a.threads)};
+  shared.group = columns_together(a);
+  shared.scratch = scratch + weight_words<A>(a) * sizeof(uint32_t);
+  shared.scratch_bytes = thread_bytes<A>(a);
+  shared.packing.queue.count = PackTasks{shared.packed, 3}.count();
+  shared.queue.count = shared.jobs[0].tasks + shared.jobs[1].tasks;
+  run_on_threads(a.threads, work<T>, &shared);
+}
+
+}  // namespace
+
+int64_t norm_qkv_rope_bytes(const QkvArgs& a) { return a.dtype == kBFloat16 ? bytes<BFloat16>(a) : bytes<float>(a); }
+
+void norm_qkv_rope(const QkvArgs& a, void* scratch) {
+  if (a.dtype == kBFloat16) return run<BFloat16>(a, static_cast<char*>(scratch));
+  run<float>(a, static_cast<char*>(scratch));
+}
+
+WINO_CPU_END
