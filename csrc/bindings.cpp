@@ -1,11 +1,14 @@
 // Exports of the native kernels: addresses, sizes and strides in, nothing checked. The callers in wino_kernels/cpu
 // check.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cpu/select.h"
 #include "cpu/threads.h"
@@ -306,6 +309,8 @@ void out_norm_swiglu(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_di
                      at<const void>(x),
                      x_batch_stride,
                      x_row_stride,
+                     nullptr,
+                     nullptr,
                      at<const void>(attended),
                      attended_batch_stride,
                      attended_head_stride,
@@ -316,6 +321,48 @@ void out_norm_swiglu(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_di
                      at<void>(out),
                      threads};
   kernels().out_norm_swiglu(args, scratch(kernels().out_norm_swiglu_bytes(args)));
+}
+
+// norms, then the linear layers in the order of LayerArgs
+using Layer = std::tuple<Address, Address, std::array<Linear, 7>>;
+
+void shadow_trunk(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim, const std::vector<Layer>& layers,
+                  Address x, int64_t x_batch_stride, int64_t x_row_stride, Address cosine, Address sine,
+                  int64_t table_batch_stride, int64_t table_row_stride, Address rows, int64_t R, int64_t num_shadow,
+                  Address block_start, Address visible, Address norm, float eps, bool full_precision, Address out,
+                  int threads) {
+  std::vector<LayerArgs> each;
+  each.reserve(layers.size());
+  for (const auto& [norm_weight, inner_norm_weight, linears] : layers) {
+    LayerArgs layer{at<const void>(norm_weight), at<const void>(inner_norm_weight), {}};
+    for (size_t i = 0; i < linears.size(); ++i) layer.linear[i] = linear_args(linears[i]);
+    each.push_back(layer);
+  }
+  const TrunkArgs args{dtype,
+                       B,
+                       L,
+                       D,
+                       head_dim,
+                       static_cast<int64_t>(each.size()),
+                       each.data(),
+                       at<const void>(x),
+                       x_batch_stride,
+                       x_row_stride,
+                       at<const float>(cosine),
+                       at<const float>(sine),
+                       table_batch_stride,
+                       table_row_stride,
+                       at<const int64_t>(rows),
+                       R,
+                       num_shadow,
+                       at<const int64_t>(block_start),
+                       at<const bool>(visible),
+                       at<const void>(norm),
+                       eps,
+                       full_precision,
+                       at<void>(out),
+                       threads};
+  kernels().shadow_trunk(args, scratch(kernels().shadow_trunk_bytes(args)));
 }
 
 void exponentials(int64_t n, int threads) { kernels().exponentials(n, threads); }
@@ -349,6 +396,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("shadow_attention", &wino::cpu::shadow_attention, release_gil());
   m.def("norm_qkv_rope", &wino::cpu::norm_qkv_rope, release_gil());
   m.def("out_norm_swiglu", &wino::cpu::out_norm_swiglu, release_gil());
+  m.def("shadow_trunk", &wino::cpu::shadow_trunk, release_gil());
   m.def("exponentials", &wino::cpu::exponentials, release_gil());
   m.def("read_once", &wino::cpu::read_once, release_gil());
   m.def("isa", &isa);

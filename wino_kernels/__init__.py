@@ -38,6 +38,7 @@ __all__ = [
     "row_seeds",
     "score_tokens",
     "shadow_attention",
+    "shadow_trunk",
     "splitmix64",
     "trajectory_loss",
     "use_backend",
@@ -432,6 +433,66 @@ def out_norm_swiglu(
         gate_bias=gate_bias,
         up_bias=up_bias,
         down_bias=down_bias,
+    )
+
+
+def shadow_trunk(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor,
+    *,
+    num_shadow: int,
+    block_start: Tensor,
+    eps: float,
+    key_padding_mask: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    full_precision: bool = True,
+) -> Tensor:
+    """All layers of a LLaMA-style trunk over real tokens followed by the shadow block, and the final norm (SPEC 2).
+
+    Layer by layer ``norm_qkv_rope``, ``shadow_attention`` and ``out_norm_swiglu``; the last layer computes queries,
+    output projection and MLP for the rows that leave alone.
+
+    Args:
+        x: ``(B, L, D)`` float32, bfloat16, float16 or float64, unit stride in D; the last ``num_shadow`` rows are the
+            shadow block's.
+        weights: nine for each layer, in the dtype of ``x``: norm, query, key, value, output projection, norm, gate, up,
+            down, as those operators take them; all layers of one shape.
+        biases: seven for each layer, of the linear layers in that order, each may be None; or an empty list.
+        cos, sin: ``(B, 1, L, d)`` or ``(1, 1, L, d)`` float32, equal strides.
+        rows: ``(B, R)`` int64 indices into L: what leaves.
+        num_shadow: number of shadow tokens; 0: plain attention.
+        block_start: ``(B,)`` int64: the row that shadow row 0 does not see.
+        eps: of every norm.
+        key_padding_mask: ``(B, L)`` bool, True where a row may be attended; None: everywhere.
+        norm_weight: ``(D,)``, of a norm over what leaves; None: there is none.
+        full_precision: rotate in float32; else in the dtype of ``x``.
+
+    Returns:
+        ``(B, R, D)``, dense.
+
+    Raises:
+        RuntimeError: ``x`` or a weight requires gradients while gradients are enabled; the operator has none.
+    """
+    _require_tensors("shadow_trunk", "x cos sin rows block_start", x, cos, sin, rows, block_start)
+    if torch.is_grad_enabled():
+        _refuse_gradients("shadow_trunk", x, *weights)
+    return _ops.shadow_trunk(
+        x,
+        weights,
+        biases,
+        cos,
+        sin,
+        rows,
+        num_shadow=num_shadow,
+        block_start=block_start,
+        eps=eps,
+        key_padding_mask=key_padding_mask,
+        norm_weight=norm_weight,
+        full_precision=full_precision,
     )
 
 

@@ -32,6 +32,7 @@ OPERATORS = (
     "shadow_attention",
     "norm_qkv_rope",
     "out_norm_swiglu",
+    "shadow_trunk",
     "trajectory_loss",
 )
 _REBUILD = "reinstall: `pip install --force-reinstall --no-deps .` in the source tree (needs a C++17 compiler)"

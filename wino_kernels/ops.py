@@ -259,6 +259,15 @@ def _check_x(op: str, x: Tensor, norm_weight: Tensor) -> None:
 
 def _check_layer(op: str, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[Any, Any]) -> None:
     """A linear layer ``weight`` of that shape, where None stands for any number."""
+    rows = weight.shape[0] if shape[0] is None and weight.dim() == 2 else shape[0]
+    if (  # a layer's step asks this seven times: the usual answer first
+        bias is None
+        and weight.shape == (rows, shape[1])
+        and weight.dtype is x.dtype
+        and weight.stride(1) == 1
+        and weight.device == x.device
+    ):
+        return
     _expect_dims(op, f"{name}_weight", weight, 2, str(shape).replace("None", "N"))
     wanted = tuple(own if size is None else size for own, size in zip(weight.shape, shape, strict=True))
     _expect(op, f"{name}_weight", weight, (x.dtype,), wanted, x.device)
@@ -266,6 +275,23 @@ def _check_layer(op: str, name: str, x: Tensor, weight: Tensor, bias: Tensor | N
     if bias is not None:
         _expect(op, f"{name}_bias", bias, (x.dtype,), weight.shape[:1], x.device)
         _expect_unit_stride(op, f"{name}_bias", bias)
+
+
+def _check_rotary(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> int:
+    """Rotary tables of x; returns d."""
+    batch, length, _ = x.shape
+    _expect_dims(op, "cos", cos, 4, "(B or 1, 1, L, d)")
+    head_dim = cos.shape[3]
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"{op}: cos must have shape (B or 1, 1, L, d) with d even, got {tuple(cos.shape)}")
+    tables = cos.shape[0] if cos.shape[0] == 1 else batch
+    _expect(op, "cos", cos, _FLOAT32, (tables, 1, length, head_dim), x.device)
+    _expect(op, "sin", sin, _FLOAT32, cos.shape, x.device)
+    for name, table in (("cos", cos), ("sin", sin)):
+        _expect_unit_stride(op, name, table)
+    if sin.stride() != cos.stride():
+        raise ValueError(f"{op}: sin must have the strides {cos.stride()} of cos, got {sin.stride()}")
+    return head_dim
 
 
 def _check_norm_qkv_rope(
@@ -286,18 +312,8 @@ def _check_norm_qkv_rope(
 ) -> None:
     op = "norm_qkv_rope"
     _check_x(op, x, norm_weight)
-    batch, length, width = x.shape
-    _expect_dims(op, "cos", cos, 4, "(B or 1, 1, L, d)")
-    head_dim = cos.shape[3]
-    if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"{op}: cos must have shape (B or 1, 1, L, d) with d even, got {tuple(cos.shape)}")
-    tables = cos.shape[0] if cos.shape[0] == 1 else batch
-    _expect(op, "cos", cos, _FLOAT32, (tables, 1, length, head_dim), x.device)
-    _expect(op, "sin", sin, _FLOAT32, cos.shape, x.device)
-    for name, table in (("cos", cos), ("sin", sin)):
-        _expect_unit_stride(op, name, table)
-    if sin.stride() != cos.stride():
-        raise ValueError(f"{op}: sin must have the strides {cos.stride()} of cos, got {sin.stride()}")
+    batch, _, width = x.shape
+    head_dim = _check_rotary(op, x, cos, sin)
     for name, weight, bias in (("q", q_weight, q_bias), ("k", k_weight, k_bias), ("v", v_weight, v_bias)):
         _check_layer(op, name, x, weight, bias, (None, width))
         if weight.shape[0] % head_dim:
@@ -334,6 +350,60 @@ def _check_out_norm_swiglu(
     _check_layer(op, "gate", x, gate_weight, gate_bias, (inner, width))
     _check_layer(op, "up", x, up_weight, up_bias, (inner, width))
     _check_layer(op, "down", x, down_weight, down_bias, (width, inner))
+
+
+def _check_shadow_trunk(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor,
+    *,
+    num_shadow: int,
+    block_start: Tensor,
+    eps: float,
+    key_padding_mask: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    full_precision: bool = True,
+) -> None:
+    op = "shadow_trunk"
+    number, rest = divmod(len(weights), 9)
+    if rest or not number:
+        raise ValueError(f"{op}: weights must be nine for each layer, got {len(weights)}")
+    if len(biases) not in (0, 7 * number):
+        raise ValueError(f"{op}: biases must be seven for each of {number} layers, or none, got {len(biases)}")
+    _check_x(op, x, weights[0] if norm_weight is None else norm_weight)
+    batch, length, width = x.shape
+    head_dim = _check_rotary(op, x, cos, sin)
+    if any(weights[i].dim() != 2 for i in (1, 2, 7)):
+        raise ValueError(f"{op}: weights[1], [2] and [7] must have two dimensions")
+    queries, keys, inner = (weights[i].shape[0] for i in (1, 2, 7))
+    if queries < 1 or keys < 1 or queries % head_dim or keys % head_dim or queries % keys:
+        raise ValueError(
+            f"{op}: weights[1] and [2] must have rows for heads of {head_dim}, the keys' heads dividing the queries', "
+            f"got {queries} and {keys}"
+        )
+    linears = ((queries, width), (keys, width), (keys, width), (width, queries))
+    shapes = ((width,), *linears, (width,), (inner, width), (inner, width), (width, inner))
+    for i, weight in enumerate(weights):
+        shape = shapes[i % 9]
+        if weight.dtype is x.dtype and weight.shape == shape and weight.stride(-1) == 1 and weight.device == x.device:
+            continue
+        _expect(op, f"weights[{i}]", weight, (x.dtype,), shape, x.device)
+        _expect_unit_stride(op, f"weights[{i}]", weight)
+    for i, bias in enumerate(biases):
+        if bias is not None:
+            outputs = (queries, keys, keys, width, inner, inner, width)[i % 7]
+            _expect(op, f"biases[{i}]", bias, (x.dtype,), (outputs,), x.device)
+            _expect_unit_stride(op, f"biases[{i}]", bias)
+    _expect_dims(op, "rows", rows, 2, f"({batch}, R)")
+    _expect(op, "rows", rows, _INT64, (batch, rows.shape[1]), x.device)
+    if not 0 <= num_shadow <= length:
+        raise ValueError(f"{op}: num_shadow must be in [0, L = {length}], got {num_shadow}")
+    _expect(op, "block_start", block_start, _INT64, (batch,), x.device)
+    if key_padding_mask is not None:
+        _expect(op, "key_padding_mask", key_padding_mask, _BOOL, (batch, length), x.device)
 
 
 def _check_trajectory_loss(
@@ -544,6 +614,37 @@ def _out_norm_swiglu(*inputs: Tensor, eps: float, **options: Any) -> Tensor:
         return implementation("out_norm_swiglu", x.device.type)(*inputs, eps, **options)
 
 
+def _shadow_trunk(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor,
+    *,
+    num_shadow: int,
+    block_start: Tensor,
+    eps: float,
+    key_padding_mask: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    full_precision: bool = True,
+) -> Tensor:
+    given = x, weights, biases, cos, sin, rows
+    _check_shadow_trunk(
+        *given,
+        num_shadow=num_shadow,
+        block_start=block_start,
+        eps=eps,
+        key_padding_mask=key_padding_mask,
+        norm_weight=norm_weight,
+        full_precision=full_precision,
+    )
+    kernel = implementation("shadow_trunk", x.device.type)
+    padding = _dense_or_none(key_padding_mask)
+    with _given_dtype(x.device):
+        return kernel(*given, num_shadow, _dense(block_start), eps, padding, norm_weight, full_precision)
+
+
 def _trajectory_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -655,6 +756,11 @@ def _out_norm_swiglu_fake(*inputs: Tensor, **options: Any) -> Tensor:
     return inputs[0].new_empty(inputs[0].shape)
 
 
+def _shadow_trunk_fake(x: Tensor, *inputs: Any, **options: Any) -> Tensor:
+    _check_shadow_trunk(x, *inputs, **options)
+    return x.new_empty(x.shape[0], inputs[-1].shape[1], x.shape[2])
+
+
 def _trajectory_loss_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     _check_trajectory_loss(*args)
     hidden, labels = args[0], args[2]
@@ -693,6 +799,9 @@ SCHEMAS = (
     "out_norm_swiglu(Tensor x, Tensor attended, Tensor out_weight, Tensor norm_weight, Tensor gate_weight, "
     + "Tensor up_weight, Tensor down_weight, *, float eps, Tensor? out_bias=None, Tensor? gate_bias=None, "
     + "Tensor? up_bias=None, Tensor? down_bias=None) -> Tensor",
+    "shadow_trunk(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor cos, Tensor sin, Tensor rows, *, "
+    + "int num_shadow, Tensor block_start, float eps, Tensor? key_padding_mask=None, Tensor? norm_weight=None, "
+    + "bool full_precision=True) -> Tensor",
     "trajectory_loss(Tensor hidden, Tensor weight, Tensor labels, Tensor target_mask, Tensor candidate_mask, "
     + "Tensor threshold, Tensor threshold_back) -> (Tensor sums, Tensor counts, Tensor statistics)",
     "trajectory_loss_backward(Tensor grad_sums, Tensor hidden, Tensor weight, Tensor labels, Tensor statistics, "
@@ -707,6 +816,7 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "shadow_attention": (_shadow_attention, _shadow_attention_fake),
     "norm_qkv_rope": (_norm_qkv_rope, _norm_qkv_rope_fake),
     "out_norm_swiglu": (_out_norm_swiglu, _out_norm_swiglu_fake),
+    "shadow_trunk": (_shadow_trunk, _shadow_trunk_fake),
     "trajectory_loss": (_trajectory_loss, _trajectory_loss_fake),
     "trajectory_loss_backward": (_trajectory_loss_backward, _trajectory_loss_backward_fake),
 }
@@ -744,4 +854,5 @@ wino_step_ = torch.ops.wino.wino_step_.default
 shadow_attention = torch.ops.wino.shadow_attention.default
 norm_qkv_rope = torch.ops.wino.norm_qkv_rope.default
 out_norm_swiglu = torch.ops.wino.out_norm_swiglu.default
+shadow_trunk = torch.ops.wino.shadow_trunk.default
 trajectory_loss = torch.ops.wino.trajectory_loss.default

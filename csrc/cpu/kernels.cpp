@@ -21,6 +21,8 @@ extern const Kernels kKernels = {score_tokens,
                                  norm_qkv_rope,
                                  out_norm_swiglu_bytes,
                                  out_norm_swiglu,
+                                 shadow_trunk_bytes,
+                                 shadow_trunk,
                                  exponentials,
                                  read_once};
 

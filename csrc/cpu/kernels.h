@@ -137,7 +137,8 @@ struct MlpArgs {
   int64_t B, L, D, head_dim;
   const void* x;
   int64_t x_batch_stride, x_row_stride;
-  const void* attended;  // [B, heads, L, head_dim]
+  const int64_t *x_rows, *attended_rows;  // [B, L] where row l is among those of x, of attended; nullptr: at l
+  const void* attended;                   // [B, heads, L, head_dim]
   int64_t attended_batch_stride, attended_head_stride, attended_row_stride;
   const void* norm_weight;  // [D]
   float eps;
@@ -156,6 +157,32 @@ struct AttentionArgs {
   const bool* visible;         // [B, Lk], dense; nullptr: all keys may be attended
   float scale;
   void* out;  // [B, heads, Lq, head_dim], dense
+  int threads;
+};
+
+// One layer of a trunk: norms (D,), then query, key, value, output projection, gate, up, down.
+struct LayerArgs {
+  const void *norm, *inner_norm;
+  LinearArgs linear[7];
+};
+
+// All layers over real tokens followed by the shadow block; of the last only some rows leave.
+struct TrunkArgs {
+  int dtype;  // kFloat32 or kBFloat16
+  int64_t B, L, D, head_dim, num_layers;
+  const LayerArgs* layers;
+  const void* x;  // [B, L, D]
+  int64_t x_batch_stride, x_row_stride;
+  const float *cosine, *sine;  // [B, L, head_dim]
+  int64_t table_batch_stride, table_row_stride;
+  const int64_t* rows;  // [B, R] indices into L
+  int64_t R, num_shadow;
+  const int64_t* block_start;  // [B]
+  const bool* visible;         // [B, L], dense; nullptr: all
+  const void* norm;            // (D,): of the rows that leave; nullptr: none
+  float eps;
+  bool full_precision;
+  void* out;  // [B, R, D], dense
   int threads;
 };
 
@@ -179,6 +206,8 @@ struct Kernels {
   void (*norm_qkv_rope)(const QkvArgs&, void* scratch);
   int64_t (*out_norm_swiglu_bytes)(const MlpArgs&);
   void (*out_norm_swiglu)(const MlpArgs&, void* scratch);
+  int64_t (*shadow_trunk_bytes)(const TrunkArgs&);
+  void (*shadow_trunk)(const TrunkArgs&, void* scratch);
   // For the benchmarks: n exponentials of numbers in L1; one pass over n floats.
   void (*exponentials)(int64_t n, int threads);
   void (*read_once)(const float* data, int64_t n, int threads);

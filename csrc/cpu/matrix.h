@@ -104,6 +104,9 @@ template <typename T>
 void pack_panel(const T* weight, int64_t stride, int64_t N, int64_t K, int64_t n, uint32_t* panel) {
   for (int c = 0; c < kPanel && n + c < N; c += Vec::N) {
     const int64_t number = N - n - c < Vec::N ? N - n - c : Vec::N;
+    for (int64_t r = n + c + Vec::N; r < n + c + 2 * Vec::N && r < N; ++r) {
+      for (int64_t k = 0; k < K; k += 64 / static_cast<int64_t>(sizeof(T))) Vec::prefetch(weight + r * stride + k);
+    }
     pack_columns(weight + (n + c) * stride, stride, number, K, panel + c);
   }
 }

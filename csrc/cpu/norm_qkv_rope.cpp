@@ -65,21 +65,25 @@ WINO_HD Place place_of(const Job& job, int64_t r) {
   return {b, job.rows == nullptr ? i : job.rows[b * job.count + i]};
 }
 
+// Where a row's sums are, and where its rotary table begins.
+struct Origin {
+  int64_t sums, table;
+};
+
 template <typename T>
-void finish_columns(const QkvArgs& a, const Job& job, int projection, int64_t n, int64_t columns, int64_t first,
+void finish_columns(const QkvArgs& a, const Origin* origins, int projection, int64_t n, int64_t columns, int64_t first,
                     int64_t count, const float* sums, int64_t stride) {
   const LinearArgs& linear = a.linear[projection];
   for (int64_t i = 0; i < count; ++i) {
-    const Layer<T> projected{sums + i * stride, bias_of<T>(linear, n)};
+    const Layer<T> projected{sums + origins[i].sums * stride, bias_of<T>(linear, n)};
     T* out = static_cast<T*>(a.out[projection]) + (first + i) * linear.N + n;
     if (projection == 2) {
       store_layer(projected, columns, out);
       continue;
     }
-    const Place place = place_of(job, first + i);
-    const int64_t table = place.b * a.table_batch_stride + place.l * a.table_row_stride;
+    const float *cosine = a.cosine + origins[i].table, *sine = a.sine + origins[i].table;
     for (int64_t c = 0; c < columns; c += a.head_dim) {
-      rotate(projected, c, a.cosine + table, a.sine + table, a.head_dim, a.full_precision, out + c);
+      rotate(projected, c, cosine, sine, a.head_dim, a.full_precision, out + c);
     }
   }
 }
@@ -92,10 +96,20 @@ void project_rows(const Shared& shared, const Job& job, int64_t task, char* scra
   const int64_t count = last - first, stride = padded<A>(a.D);
   float* sums = reinterpret_cast<float*>(scratch);
   A* normed = reinterpret_cast<A*>(scratch + kMostRows * shared.group * sizeof(float));
+  Origin origins[kMostRows];
+  int64_t different = 0;
+  const T* before = nullptr;
   for (int64_t i = 0; i < count; ++i) {
     const Place place = place_of(job, first + i);
     const T* x = static_cast<const T*>(a.x) + place.b * a.x_batch_stride + place.l * a.x_row_stride;
-    rms_norm(x, static_cast<const T*>(a.norm_weight), a.eps, a.D, normed + i * stride);
+    // In the first layer a run of masked tokens, the shadow block say, is one row many times over: multiplied once.
+    if (before == nullptr || memcmp(before, x, a.D * sizeof(T)) != 0) {
+      rms_norm(x, static_cast<const T*>(a.norm_weight), a.eps, a.D, normed + different * stride);
+      pad_row(normed + different * stride, a.D);
+      ++different;
+    }
+    before = x;
+    origins[i] = {different - 1, place.b * a.table_batch_stride + place.l * a.table_row_stride};
   }
   for (int projection = job.first; projection < job.last; ++projection) {
     const int64_t N = a.linear[projection].N;
@@ -103,9 +117,9 @@ void project_rows(const Shared& shared, const Job& job, int64_t task, char* scra
       const int64_t columns = N - n < shared.group ? N - n : shared.group;
       for (int64_t c = 0; c < columns; c += kPanel) {
         const uint32_t* panel = shared.packed[projection].template panel<A>(n + c);
-        multiply_panel(normed, count, stride, panel, a.D, sums + c, shared.group);
+        multiply_panel(normed, different, stride, panel, a.D, sums + c, shared.group);
       }
-      finish_columns<T>(a, job, projection, n, columns, first, count, sums, shared.group);
+      finish_columns<T>(a, origins, projection, n, columns, first, count, sums, shared.group);
     }
   }
 }

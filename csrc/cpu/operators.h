@@ -25,6 +25,8 @@ int64_t norm_qkv_rope_bytes(const QkvArgs& args);
 void norm_qkv_rope(const QkvArgs& args, void* scratch);
 int64_t out_norm_swiglu_bytes(const MlpArgs& args);
 void out_norm_swiglu(const MlpArgs& args, void* scratch);
+int64_t shadow_trunk_bytes(const TrunkArgs& args);
+void shadow_trunk(const TrunkArgs& args, void* scratch);
 void exponentials(int64_t n, int threads);
 void read_once(const float* data, int64_t n, int threads);
 

@@ -55,8 +55,9 @@ int64_t bytes(const MlpArgs& a) {
 template <typename T, typename A>
 void gather_heads(const MlpArgs& a, int64_t row, A* to) {
   const int64_t heads = a.linear[kOut].K / a.head_dim;
+  const int64_t among = a.attended_rows == nullptr ? row % a.L : a.attended_rows[row];
   const T* from =
-      static_cast<const T*>(a.attended) + row / a.L * a.attended_batch_stride + row % a.L * a.attended_row_stride;
+      static_cast<const T*>(a.attended) + row / a.L * a.attended_batch_stride + among * a.attended_row_stride;
   for (int64_t h = 0; h < heads; ++h)
     store_operands(from + h * a.attended_head_stride, a.head_dim, to + h * a.head_dim);
   pad_row(to, heads * a.head_dim);
@@ -84,17 +85,21 @@ void transform_rows(const Shared& shared, int64_t task, char* scratch) {
   };
   const auto width = [](int64_t N, int64_t n) { return N - n < kPanel ? N - n : static_cast<int64_t>(kPanel); };
 
-  for (int64_t i = 0; i < count; ++i) gather_heads<T>(a, first + i, in + i * size.in_stride);
+  const T* x[kMostRows];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = first + i, among = a.x_rows == nullptr ? row % a.L : a.x_rows[row];
+    x[i] = static_cast<const T*>(a.x) + row / a.L * a.x_batch_stride + among * a.x_row_stride;
+    gather_heads<T>(a, row, in + i * size.in_stride);
+  }
   for (int64_t n = 0; n < a.D; n += kPanel) {
     multiply(kOut, in, size.in_stride, n, sums);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = first + i, columns = width(a.D, n);
-      const T* x = static_cast<const T*>(a.x) + row / a.L * a.x_batch_stride + row % a.L * a.x_row_stride + n;
-      add_residual(x, layer(kOut, sums, i, n), columns, residual + i * a.D + n);
+      add_residual(x[i] + n, layer(kOut, sums, i, n), width(a.D, n), residual + i * a.D + n);
     }
   }
   for (int64_t i = 0; i < count; ++i) {
     rms_norm(residual + i * a.D, static_cast<const T*>(a.norm_weight), a.eps, a.D, in + i * size.in_stride);
+    pad_row(in + i * size.in_stride, a.D);
   }
   float* up = sums + kMostRows * kPanel;
   for (int64_t n = 0; n < inner; n += kPanel) {

@@ -76,7 +76,7 @@ WINO_HD float sum_of_squares(const T* x, int64_t n) {
   return sum;
 }
 
-// Root-mean-square norm of x (n,), computed in float32 and rounded before the weight is applied.
+// Root-mean-square norm of x (n,), computed in float32 and rounded before the weight is applied. to may be x.
 template <typename T, typename A>
 WINO_HD void rms_norm(const T* x, const T* weight, float eps, int64_t n, A* to) {
   const float scale = 1.0f / sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
@@ -87,7 +87,6 @@ WINO_HD void rms_norm(const T* x, const T* weight, float eps, int64_t n, A* to) 
     Round<T>::store(to + i, Vec::mul(Vec::load(weight + i), normed));
   }
   for (; i < n; ++i) Round<T>::store_one(to + i, to_float(weight[i]) * Round<T>::one(to_float(x[i]) * scale));
-  pad_row(to, n);
 }
 
 template <typename T>

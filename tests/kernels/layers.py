@@ -63,6 +63,42 @@ def after_attention(shape: Sequence[int], dtype: torch.dtype, biases: bool = Fal
     return inputs
 
 
+def trunk(
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    number: int = 3,
+    *,
+    biases: bool = False,
+    padded: bool = False,
+    shadow: int = 6,
+) -> Inputs:
+    """Arguments of shadow_trunk."""
+    batch, length, width, heads, key_heads, head_dim, inner = shape
+    queries, keys = heads * head_dim, key_heads * head_dim
+    sizes = [(queries, width), (keys, width), (keys, width), (width, queries), (inner, width), (inner, width)]
+    sizes.append((width, inner))
+    weights: list[Tensor] = []
+    for _ in range(number):
+        norms = [(1 + 0.1 * torch.randn(width)).to(dtype) for _ in range(2)]
+        linears = [random_weight(*size, dtype) for size in sizes]
+        weights += [norms[0], *linears[:4], norms[1], *linears[4:]]
+    given = before_attention(shape, dtype, tables=batch)
+    padding = torch.arange(length) >= torch.arange(batch)[:, None] * 2
+    return {
+        "x": given["x"],
+        "weights": weights,
+        "biases": [torch.randn(size[0]).to(dtype) if biases else None for _ in range(number) for size in sizes],
+        "cos": given["cos"],
+        "sin": given["sin"],
+        "rows": torch.randint(0, length, (batch, 7)),
+        "num_shadow": shadow,
+        "block_start": torch.randint(0, length - shadow, (batch,)),
+        "eps": EPS,
+        "key_padding_mask": padding if padded else None,
+        "norm_weight": torch.randn(width).to(dtype),
+    }
+
+
 def widened(inputs: Inputs) -> Inputs:
     """The same numbers in float64; rotary tables stay float32, as the operator wants them."""
     return {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_paths import over_paths, paths
-from layers import after_attention, before_attention
+from layers import after_attention, before_attention, trunk
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -31,6 +31,7 @@ CPU_OPERATORS = (
     "shadow_attention",
     "norm_qkv_rope",
     "out_norm_swiglu",
+    "shadow_trunk",
 )
 
 
@@ -140,6 +141,8 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         ),
         "out_norm_swiglu": layer_call(wino.out_norm_swiglu, after_attention(LAYER, torch.float32)),
         "out_norm_swiglu, all": layer_call(wino.out_norm_swiglu, after_attention(LAYER, half, biases=True)),
+        "shadow_trunk": layer_call(wino.shadow_trunk, trunk(LAYER, number=2, shadow=2)),
+        "shadow_trunk, all": layer_call(wino.shadow_trunk, trunk(LAYER, half, biases=True, padded=True, shadow=2)),
         "trajectory_loss": (wino.trajectory_loss, loss, {}),
         "trajectory_loss_backward": (
             wino.trajectory_loss_backward,
@@ -376,6 +379,16 @@ def call_after(**changes: Any) -> Any:
     return wino_kernels.out_norm_swiglu(**after_attention(LAYER, torch.float32, biases=True) | changes)
 
 
+def call_trunk(**changes: Any) -> Any:
+    return wino_kernels.shadow_trunk(**trunk(LAYER, number=2, shadow=2, biases=True) | changes)
+
+
+def trunk_weight(index: int, weight: Tensor) -> dict[str, Any]:
+    weights = trunk(LAYER, number=2, shadow=2)["weights"]
+    weights[index] = weight
+    return {"weights": weights}
+
+
 def call_loss(**changes: Any) -> Any:
     names = ("hidden", "weight", "labels", "target_mask", "candidate_mask")
     inputs = {**dict(zip(names, loss_inputs(), strict=True)), "threshold": 0.5, "threshold_back": 0.9}
@@ -519,6 +532,23 @@ REFUSALS: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] 
     (call_after, {"gate_weight": torch.ones(9, 12)}, VALUE, r"gate_bias must have shape \(9,\), got \(10,\)"),
     (call_after, {"up_weight": torch.ones(9, 12)}, VALUE, r"up_weight must have shape \(10, 12\), got \(9, 12\)"),
     (call_after, {"down_weight": torch.ones(12)}, VALUE, r"down_weight must have shape \(12, 10\), got \(12,\)"),
+    (call_trunk, {"weights": []}, VALUE, "weights must be nine for each layer, got 0"),
+    (call_trunk, {"biases": [None]}, VALUE, "biases must be seven for each of 2 layers, or none, got 1"),
+    (call_trunk, {"biases": [torch.ones(3)] * 14}, VALUE, r"biases\[0\] must have shape \(12,\), got \(3,\)"),
+    (
+        call_trunk,
+        trunk_weight(13, torch.ones(12, 4)),
+        VALUE,
+        r"weights\[13\] must have shape \(12, 12\), got \(12, 4\)",
+    ),
+    (call_trunk, trunk_weight(17, torch.ones(10, 12).T), VALUE, r"weights\[17\] must have unit stride"),
+    (call_trunk, trunk_weight(3, torch.ones(4, 12).half()), TYPE, r"weights\[3\] must be float32, got float16"),
+    (call_trunk, trunk_weight(2, torch.ones(6, 12)), VALUE, "rows for heads of 4, .*, got 12 and 6"),
+    (call_trunk, {"norm_weight": torch.ones(11)}, VALUE, r"norm_weight must have shape \(12,\), got \(11,\)"),
+    (call_trunk, {"rows": torch.zeros(3, 1, dtype=torch.int64)}, VALUE, r"rows must have shape \(2, 1\)"),
+    (call_trunk, {"num_shadow": 6}, VALUE, r"num_shadow must be in \[0, L = 5\], got 6"),
+    (call_trunk, {"block_start": torch.zeros(3, dtype=torch.int64)}, VALUE, r"block_start must have shape \(2,\)"),
+    (call_trunk, {"key_padding_mask": torch.ones(2, 4, dtype=torch.bool)}, VALUE, "key_padding_mask must have shape"),
     (call_accept, {"threshold": None}, VALUE, "exactly one of threshold and count must be given, got neither"),
     (call_accept, {"count": 3}, VALUE, "exactly one of threshold and count must be given, got both"),
     (call_accept, {"threshold": None, "count": -1}, VALUE, "count must be >= 0, got -1"),

@@ -22,6 +22,7 @@ from wino_kernels.cpu.norm_qkv_rope import norm_qkv_rope
 from wino_kernels.cpu.out_norm_swiglu import out_norm_swiglu
 from wino_kernels.cpu.score_tokens import score_tokens
 from wino_kernels.cpu.shadow_attention import shadow_attention
+from wino_kernels.cpu.shadow_trunk import shadow_trunk
 from wino_kernels.cpu.trajectory_loss import trajectory_loss, trajectory_loss_backward
 from wino_kernels.cpu.wino_step import wino_step_
 
@@ -36,6 +37,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shadow_attention": shadow_attention,
     "norm_qkv_rope": norm_qkv_rope,
     "out_norm_swiglu": out_norm_swiglu,
+    "shadow_trunk": shadow_trunk,
     "trajectory_loss": trajectory_loss,
     "trajectory_loss_backward": trajectory_loss_backward,
 }

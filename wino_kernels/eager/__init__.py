@@ -15,6 +15,7 @@ from wino_kernels.eager.norm_qkv_rope import norm_qkv_rope
 from wino_kernels.eager.out_norm_swiglu import out_norm_swiglu
 from wino_kernels.eager.score_tokens import score_tokens
 from wino_kernels.eager.shadow_attention import shadow_attention
+from wino_kernels.eager.shadow_trunk import shadow_trunk
 from wino_kernels.eager.trajectory_loss import trajectory_loss, trajectory_loss_backward
 from wino_kernels.eager.wino_step import wino_step_
 
@@ -29,6 +30,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shadow_attention": shadow_attention,
     "norm_qkv_rope": norm_qkv_rope,
     "out_norm_swiglu": out_norm_swiglu,
+    "shadow_trunk": shadow_trunk,
     "trajectory_loss": trajectory_loss,
     "trajectory_loss_backward": trajectory_loss_backward,
 }

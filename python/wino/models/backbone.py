@@ -10,18 +10,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wino_kernels import shadow_attention
+from wino_kernels import shadow_attention, shadow_trunk
+from wino_kernels.eager.shadow_trunk import asking
 
 from ..cache import KeyValueCache, Store
 from .llada import (
     LLaDAModelLM,
     Rows,
+    Trunk,
     Weights,
     iter_blocks,
     lm_head,
     logit_scale,
     rotary_table,
     trunk_forward,
+    trunk_of,
     weights_of,
 )
 from .patching import is_patched, looks_like_llada
@@ -44,11 +47,15 @@ class Backbone:
         self.mask_token_id: int = config.mask_token_id
         self.eos_token_id: int | None = config.eos_token_id
         self.max_length: int = config.max_sequence_length
-        self._weights: list[Weights | None] | None = None
+        self._held: tuple[list[Weights | None], Trunk | None] | None = None
 
     def hold_weights(self) -> None:
         """Look up the blocks' weights once, not at every pass: nothing may wrap or replace them from now on."""
-        self._weights = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
+        self._held = self._find_weights()
+
+    def _find_weights(self) -> tuple[list[Weights | None], Trunk | None]:
+        each = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
+        return each, trunk_of(self._transformer, each)
 
     @property
     def vocab_size(self) -> int:
@@ -123,13 +130,31 @@ class Backbone:
         Returns:
             (B, R, H) after the final norm, in the model's dtype; the factor of ``scale_logits`` is already applied.
         """
-        attend = partial(
-            shadow_attention, num_shadow=num_shadow, block_start=block_start, key_padding_mask=key_padding_mask
-        )
-        leaving = _asking(rows, embedded.shape[1], num_shadow)
-        given = self._transformer, self._config, embedded, rotary, attend, leaving, stores
-        hidden = trunk_forward(*given, self._weights)
-        hidden = self._transformer.ln_f(hidden)
+        weights, trunk = self._held or self._find_weights()
+        about: dict[str, Any] = {
+            "num_shadow": num_shadow,
+            "block_start": block_start,
+            "key_padding_mask": key_padding_mask,
+        }
+        if trunk is not None and stores is None:
+            hidden = shadow_trunk(
+                embedded,
+                trunk.weights,
+                trunk.biases,
+                *rotary,
+                rows,
+                eps=trunk.eps,
+                norm_weight=trunk.norm_weight,
+                full_precision=self._config.rope_full_precision,
+                **about,
+            )
+        else:
+            attend = partial(shadow_attention, **about)
+            leaving = _asking(rows, embedded.shape[1], num_shadow)
+            given = self._transformer, self._config, embedded, rotary, attend, leaving, stores
+            hidden = trunk_forward(*given, weights)
+        if trunk is None or stores is not None or trunk.norm_weight is None:
+            hidden = self._transformer.ln_f(hidden)
         return hidden * logit_scale(self._config) if self._config.scale_logits else hidden
 
     def hidden_rows(
@@ -183,10 +208,7 @@ def _asking(rows: Tensor, length: int, num_shadow: int) -> Rows:
     """Leaving rows as queries: each of them as a real one, then the whole shadow block, as attention expects it."""
     if not num_shadow:
         return Rows(rows, rows, None)
-    num_real, among = length - num_shadow, torch.arange(rows.shape[1], device=rows.device)
-    shadow = torch.arange(num_real, length, device=rows.device).expand(len(rows), -1)
-    answers = torch.where(rows < num_real, among, rows - num_real + rows.shape[1])
-    return Rows(rows, torch.cat((rows, shadow), dim=1), answers)
+    return Rows(rows, *asking(rows, length, num_shadow))
 
 
 def backbone_of(model: PreTrainedModel | nn.Module) -> Backbone:

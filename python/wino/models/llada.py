@@ -336,6 +336,40 @@ def weights_of(block: Any, config: Any) -> Weights | None:
     )
 
 
+class Trunk(NamedTuple):
+    """What ``shadow_trunk`` takes of a model: its arguments of these names."""
+
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    eps: float
+    norm_weight: Tensor | None
+
+
+def trunk_of(transformer: Any, blocks: Sequence[Weights | None]) -> Trunk | None:
+    """The weights of :func:`weights_of`, all layers together; None where a layer has to go its own way.
+
+    ``norm_weight`` is None where the final norm has to be called.
+    """
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    epsilons = set()
+    for block in blocks:
+        if block is None:
+            return None
+        before, after = dict(block.before_options), dict(block.after_options)
+        epsilons |= {before.pop("eps"), after.pop("eps")}
+        del before["full_precision"]
+        weights += [*block.before, *block.after]
+        biases += [*before.values(), *after.values()]
+    if len(epsilons) != 1:
+        return None
+    (eps,), norm = epsilons, transformer.ln_f
+    fits = _is_plain(norm, RMSNorm) and norm.eps == eps
+    return Trunk(
+        weights, biases if any(bias is not None for bias in biases) else [], eps, norm.weight if fits else None
+    )
+
+
 def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or type(module.weight) is not nn.Parameter:
         return False

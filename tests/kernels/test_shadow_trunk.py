@@ -1,0 +1,156 @@
+"""shadow_trunk against its definition in float64, and against its three operators called one by one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from kernel_paths import over_paths
+from layers import EPS, trunk
+from torch import Tensor
+
+import wino_kernels
+from wino_kernels.cpu import linear
+from wino_kernels.eager.shadow_trunk import asking
+
+#: (B, L, D, heads, key heads, d, M)
+SHAPES = ((2, 19, 24, 3, 1, 8, 20), (3, 90, 64, 2, 2, 32, 100), (1, 40, 33, 1, 1, 22, 37))
+
+
+def widened(inputs: dict[str, Any]) -> dict[str, Any]:
+    def wide(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    changed = {name: [*map(wide, value)] if isinstance(value, list) else wide(value) for name, value in inputs.items()}
+    return changed | {"cos": inputs["cos"], "sin": inputs["sin"]}
+
+
+def eager(inputs: dict[str, Any]) -> Tensor:
+    with wino_kernels.use_backend("eager"):
+        return wino_kernels.shadow_trunk(**inputs)
+
+
+@over_paths("shadow_trunk")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_float64(path: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    for options in ({}, {"biases": True, "padded": True}, {"shadow": 0}, {"number": 1}):
+        inputs = trunk(shape, dtype, **options)
+        exact = eager(widened(inputs))
+        found, plain = wino_kernels.shadow_trunk(**inputs), eager(inputs)
+        assert found.dtype == dtype and found.shape == exact.shape and found.is_contiguous()
+        error, allowed = ((result.double() - exact).square().mean().sqrt() for result in (found, plain))
+        assert error <= (1.3 * allowed + 1e-3 if dtype in (torch.bfloat16, torch.float16) else 1e-4)
+
+
+@over_paths("shadow_trunk")
+def test_is_its_operators_one_by_one(path: str) -> None:
+    inputs = trunk(SHAPES[0], number=2, biases=True, padded=True)
+    x, rows, shadow, weights, biases = (inputs[name] for name in ("x", "rows", "num_shadow", "weights", "biases"))
+    queries, answers = asking(rows, x.shape[1], shadow)
+    for layer, asked in ((0, None), (1, queries)):
+        norm, q, k, v, out, inner_norm, gate, up, down = weights[9 * layer : 9 * layer + 9]
+        own = biases[7 * layer : 7 * layer + 7]
+        names = ("q_bias", "k_bias", "v_bias")
+        query, key, value = wino_kernels.norm_qkv_rope(
+            *(x, norm, q, k, v, inputs["cos"], inputs["sin"]),
+            eps=EPS,
+            query_rows=asked,
+            **dict(zip(names, own[:3], strict=True)),
+        )
+        attended = wino_kernels.shadow_attention(
+            *(query, key, value),
+            num_shadow=shadow,
+            block_start=inputs["block_start"],
+            key_padding_mask=inputs["key_padding_mask"],
+        )
+        if asked is not None:
+            x = x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
+            attended = attended.gather(2, answers[:, None, :, None].expand(-1, 3, -1, 8))
+        names = ("out_bias", "gate_bias", "up_bias", "down_bias")
+        x = wino_kernels.out_norm_swiglu(
+            *(x, attended, out, inner_norm, gate, up, down), eps=EPS, **dict(zip(names, own[3:], strict=True))
+        )
+    torch.testing.assert_close(wino_kernels.shadow_trunk(**inputs | {"norm_weight": None}), x, rtol=1e-5, atol=1e-5)
+
+
+@over_paths("shadow_trunk")
+def test_rows_leave_in_their_order(path: str) -> None:
+    """Real and shadow rows mixed, some twice, more than there are, none."""
+    inputs = trunk(SHAPES[0])
+    every = wino_kernels.shadow_trunk(**inputs | {"rows": torch.arange(19).expand(2, -1)})
+    for rows in (
+        torch.tensor([[18, 0, 13, 12, 0], [3, 17, 2, 1, 18]]),
+        torch.randint(0, 19, (2, 50)),
+        torch.zeros(2, 0),
+    ):
+        found = wino_kernels.shadow_trunk(**inputs | {"rows": rows.long().T.contiguous().T})
+        expected = every.gather(1, rows.long()[:, :, None].expand(-1, -1, 24))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@over_paths("shadow_trunk")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_rows(path: str, dtype: torch.dtype) -> None:
+    """Runs of one token, as masks are, across the bounds of tasks and sequences: what each row alone would be."""
+    inputs = trunk((2, 200, 24, 3, 1, 8, 20), dtype, shadow=60)
+    inputs["x"][:, 20:120] = inputs["x"][0, 20]
+    inputs["x"][:, 140:] = inputs["x"][0, 20]
+    inputs["x"][1, :5] = inputs["x"][0, -1]
+    found, exact = wino_kernels.shadow_trunk(**inputs), eager(widened(inputs))
+    assert (found.double() - exact).abs().max() < (0.2 if dtype == torch.bfloat16 else 1e-4)
+
+
+@over_paths("shadow_trunk")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides(path: str, dtype: torch.dtype) -> None:
+    """Part of a longer layout, as a step without its shadow block is; tables of one sequence for all."""
+    inputs = trunk((2, 30, 24, 3, 1, 8, 20), dtype, shadow=0)
+    for name, dim in (("x", 1), ("cos", 2), ("sin", 2)):
+        longer = torch.full_like(inputs[name], math.nan)
+        inputs[name] = torch.cat((inputs[name], longer), dim).narrow(dim, 0, 30)
+    inputs["cos"], inputs["sin"] = inputs["cos"][:1], inputs["sin"][:1]
+    found = wino_kernels.shadow_trunk(**inputs)
+    dense = {name: inputs[name].contiguous() for name in ("x", "cos", "sin")}
+    tolerance = {"rtol": 0, "atol": 0.05 if path == "eager" else 0}  # the library's sums hang on the strides
+    torch.testing.assert_close(found, wino_kernels.shadow_trunk(**inputs | dense), **tolerance)
+
+
+@over_paths("shadow_trunk")
+def test_a_sequence_does_not_depend_on_the_others(path: str) -> None:
+    if path == "eager":
+        pytest.skip("the library's products add in an order that hangs on their size")
+    inputs = trunk(SHAPES[1], torch.bfloat16, padded=True)
+    together = wino_kernels.shadow_trunk(**inputs)
+    for b in range(3):
+        names = ("x", "cos", "sin", "rows", "block_start", "key_padding_mask")
+        alone = inputs | {name: inputs[name][b : b + 1] for name in names}
+        assert torch.equal(wino_kernels.shadow_trunk(**alone)[0], together[b])
+
+
+def test_large_weights_go_through_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = trunk(SHAPES[0], biases=True, padded=True)
+    expected = wino_kernels.shadow_trunk(**inputs)
+    monkeypatch.setattr(linear, "MOST_WEIGHT_BYTES", 100)
+    torch.testing.assert_close(wino_kernels.shadow_trunk(**inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@over_paths("shadow_trunk")
+@pytest.mark.parametrize("row", [-1, 19])
+def test_refuses_a_row_that_is_not_there(path: str, row: int) -> None:
+    inputs = trunk(SHAPES[0])
+    inputs["rows"][1, 2] = row
+    with pytest.raises((ValueError, RuntimeError, IndexError), match=r"rows|index"):
+        wino_kernels.shadow_trunk(**inputs)
+
+
+@over_paths("shadow_trunk")
+def test_refuses_gradients(path: str) -> None:
+    inputs = trunk(SHAPES[0])
+    inputs["weights"][4].requires_grad_()
+    with pytest.raises(RuntimeError, match="not differentiable"):
+        wino_kernels.shadow_trunk(**inputs)
+    with torch.no_grad():
+        wino_kernels.shadow_trunk(**inputs)

@@ -1,0 +1,81 @@
+"""shadow_trunk on the CPU: one native call; where the weights are large, the operators one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wino_kernels import _C
+from wino_kernels.cpu.addresses import DTYPES, address
+from wino_kernels.cpu.linear import is_fused, linear
+from wino_kernels.cpu.norm_qkv_rope import norm_qkv_rope
+from wino_kernels.cpu.out_norm_swiglu import out_norm_swiglu
+from wino_kernels.cpu.shadow_attention import shadow_attention
+from wino_kernels.eager.norm_qkv_rope import rms_norm
+from wino_kernels.eager.shadow_trunk import BIASES, WEIGHTS, layers
+
+
+def shadow_trunk(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor,
+    num_shadow: int,
+    block_start: Tensor,
+    eps: float,
+    key_padding_mask: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    full_precision: bool = True,
+) -> Tensor:
+    if not is_fused(x, *weights[4:WEIGHTS]):
+        operators = norm_qkv_rope, shadow_attention, out_norm_swiglu
+        given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps, key_padding_mask, full_precision
+        x = layers(*given, *operators)
+        return x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    batch, length, width = x.shape
+    rows = rows.contiguous()
+    if rows.numel():
+        low, high = (int(bound) for bound in rows.aminmax())
+        if low < 0 or high >= length:
+            raise ValueError(f"shadow_trunk: rows must be in [0, {length}), got {low if low < 0 else high}")
+    out = x.new_empty(batch, rows.shape[1], width)
+    _C.shadow_trunk(
+        DTYPES[x.dtype],
+        batch,
+        length,
+        width,
+        cos.shape[-1],
+        [_layer(weights[i * WEIGHTS :], biases[i * BIASES :]) for i in range(len(weights) // WEIGHTS)],
+        x.data_ptr(),
+        x.stride(0),
+        x.stride(1),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        cos.stride(0) if cos.shape[0] > 1 else 0,
+        cos.stride(2),
+        rows.data_ptr(),
+        rows.shape[1],
+        num_shadow,
+        block_start.data_ptr(),
+        address(key_padding_mask),
+        address(norm_weight),
+        eps,
+        full_precision,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _layer(
+    weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> tuple[int, int, list[tuple[int, int, int, int, int]]]:
+    """``Layer`` of csrc/bindings.cpp, from lists that begin with that layer's."""
+    norm, q, k, v, out, inner_norm, gate, up, down = weights[:WEIGHTS]
+    own = biases[:BIASES] or [None] * BIASES
+    linears = [linear(weight, bias) for weight, bias in zip((q, k, v, out, gate, up, down), own, strict=True)]
+    return norm.data_ptr(), inner_norm.data_ptr(), linears
