@@ -100,8 +100,7 @@ def test_strides(path: str, dtype: torch.dtype) -> None:
 def test_a_row_does_not_depend_on_the_others(path: str, dtype: torch.dtype) -> None:
     """Bit by bit the same alone and among others, and whatever those are."""
     inputs = before_attention((2, 100, 40, 2, 2, 20, 0), dtype, tables=2)
-    if path == "eager":
-        pytest.skip("the library's products add in an order that hangs on their size")
+    tolerance = {"rtol": 0, "atol": 0.05 if path == "eager" else 0}  # the library's sums hang on the number of rows
     inputs["x"][0, 50], inputs["x"][1, 3] = math.nan, math.inf
     together = wino_kernels.norm_qkv_rope(**inputs)
     for b, row in ((0, 0), (0, 49), (1, 99), (0, 50), (1, 3)):
@@ -109,7 +108,7 @@ def test_a_row_does_not_depend_on_the_others(path: str, dtype: torch.dtype) -> N
         for name in ("x", "cos", "sin"):
             alone[name] = inputs[name][b : b + 1, ..., row : row + 1, :]
         for one, other in zip(wino_kernels.norm_qkv_rope(**alone), together, strict=True):
-            assert torch.equal(one[0, :, 0].nan_to_num(-7), other[b, :, row].nan_to_num(-7))
+            torch.testing.assert_close(one[0, :, 0], other[b, :, row], equal_nan=True, **tolerance)
             assert one.isnan().all() == ((b, row) in ((0, 50), (1, 3)))
 
 

@@ -82,15 +82,14 @@ def test_extreme_gates(path: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_does_not_depend_on_the_others(path: str, dtype: torch.dtype) -> None:
     """Bit by bit the same alone and among others, and whatever those are."""
-    if path == "eager":
-        pytest.skip("the library's products add in an order that hangs on their size")
+    tolerance = {"rtol": 0, "atol": 0.05 if path == "eager" else 0}  # the library's sums hang on the number of rows
     inputs = after_attention((2, 100, 40, 2, 2, 20, 50), dtype)
     inputs["x"][0, 50], inputs["attended"][1, :, 3] = math.nan, math.inf
     together = wino_kernels.out_norm_swiglu(**inputs)
     for b, row in ((0, 0), (0, 49), (1, 99), (0, 50), (1, 3)):
         alone = inputs | {name: inputs[name][b : b + 1, ..., row : row + 1, :] for name in ("x", "attended")}
         found = wino_kernels.out_norm_swiglu(**alone)[0, 0]
-        assert torch.equal(found.nan_to_num(-7), together[b, row].nan_to_num(-7))
+        torch.testing.assert_close(found, together[b, row], equal_nan=True, **tolerance)
         assert found.isfinite().all() == ((b, row) not in ((0, 50), (1, 3)))
 
 

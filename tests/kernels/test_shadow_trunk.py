@@ -120,14 +120,13 @@ def test_strides(path: str, dtype: torch.dtype) -> None:
 
 @over_paths("shadow_trunk")
 def test_a_sequence_does_not_depend_on_the_others(path: str) -> None:
-    if path == "eager":
-        pytest.skip("the library's products add in an order that hangs on their size")
+    tolerance = {"rtol": 0, "atol": 0.1 if path == "eager" else 0}  # the library's sums hang on the number of rows
     inputs = trunk(SHAPES[1], torch.bfloat16, padded=True)
     together = wino_kernels.shadow_trunk(**inputs)
     for b in range(3):
         names = ("x", "cos", "sin", "rows", "block_start", "key_padding_mask")
         alone = inputs | {name: inputs[name][b : b + 1] for name in names}
-        assert torch.equal(wino_kernels.shadow_trunk(**alone)[0], together[b])
+        torch.testing.assert_close(wino_kernels.shadow_trunk(**alone)[0], together[b], **tolerance)
 
 
 def test_large_weights_go_through_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,11 +305,13 @@ def weights_of(block: Any, config: Any) -> Weights | None:
 
     That is so where no kernel would be faster, where gradients are wanted, and where anything wraps or watches a part.
     """
-    linears = [getattr(block, name) for name in PROJECTIONS]
-    query, key, value, out, gate, up, down = linears
-    if query.weight.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     if not torch.compiler.is_compiling() and not has_kernel("norm_qkv_rope", "cpu"):
+        return None
+    linears = [getattr(block, name) for name in PROJECTIONS]
+    query, key, value, out, gate, up, down = linears
+    if query.weight.device.type != "cpu":
         return None
     norm, inner_norm = block.attn_norm, block.ff_norm
     if not (_is_plain(norm, RMSNorm) and _is_plain(inner_norm, RMSNorm)):
