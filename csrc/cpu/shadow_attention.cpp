@@ -104,9 +104,12 @@ WINO_HD void pack_values(const T* value, int64_t stride, int64_t keys, int64_t d
     return;
   }
   for (int64_t k = 0; k < keys; k += 2, panel += kPanel) {
-    uint16_t pair[2][kPanel] = {};
-    for (int64_t i = 0; i < 2 && k + i < keys; ++i) {
-      if (visible == nullptr || visible[k + i]) memcpy(pair[i], value + (k + i) * stride + n, columns * sizeof(T));
+    uint16_t pair[2][kPanel];
+    for (int64_t i = 0; i < 2; ++i) {
+      const bool seen = k + i < keys && (visible == nullptr || visible[k + i]);
+      if (!seen || columns < kPanel) memset(pair[i], 0, sizeof(pair[i]));
+      if (seen && columns == kPanel) memcpy(pair[i], value + (k + i) * stride + n, sizeof(pair[i]));
+      if (seen && columns < kPanel) memcpy(pair[i], value + (k + i) * stride + n, columns * sizeof(T));
     }
     for (int c = 0; c < kPanel; ++c) panel[c] = pair[0][c] | static_cast<uint32_t>(pair[1][c]) << 16;
   }

@@ -20,22 +20,24 @@ class KeyValueCache:
 
     def __init__(self, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         """``shape``: (N, Hkv, L, d)."""
+        rows, heads, length, head_dim = shape
+        # A token's heads stand together, as a layer computes them, so that a token is written in one piece.
         self._layers = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            tuple(torch.zeros(rows, length, heads, head_dim, dtype=dtype, device=device) for _ in range(2))
             for _ in range(layers)
         ]
 
     def whole(self, rows: Tensor | None = None) -> Iterator[Store]:
         """Of a pass over the first tokens, at most L, of ``rows`` (int64; None: all rows): it replaces what is kept."""
 
-        def store_in(kept: tuple[Tensor, Tensor]) -> Store:
+        def store_in(kept: tuple[Tensor, ...]) -> Store:
             def store(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
                 for buffer, fresh in zip(kept, (key, value), strict=True):
-                    first = buffer[:, :, : fresh.shape[2]]
+                    first = buffer[:, : fresh.shape[2]]
                     if rows is None:
-                        first.copy_(fresh)
+                        first.copy_(fresh.transpose(1, 2))
                     else:
-                        first.index_copy_(0, rows, fresh)
+                        first.index_copy_(0, rows, fresh.transpose(1, 2))
                 return key, value
 
             return store
@@ -48,12 +50,15 @@ class KeyValueCache:
         Equal indices in a row must be equal tokens.
         """
 
-        def store_in(kept: tuple[Tensor, Tensor]) -> Store:
+        length = self._layers[0][0].shape[1]
+        where = (index + length * torch.arange(len(index), device=index.device)[:, None]).flatten()
+
+        def store_in(kept: tuple[Tensor, ...]) -> Store:
             def store(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-                where = index[:, None, :, None].expand_as(key)
                 for buffer, fresh in zip(kept, (key, value), strict=True):
-                    buffer.scatter_(2, where, fresh)
-                return kept[0][:, :, :keys], kept[1][:, :, :keys]
+                    buffer.flatten(0, 1).index_copy_(0, where, fresh.transpose(1, 2).flatten(0, 1))
+                seen_keys, seen_values = (buffer[:, :keys].transpose(1, 2) for buffer in kept)
+                return seen_keys, seen_values
 
             return store
 
@@ -61,4 +66,4 @@ class KeyValueCache:
 
     def keep(self, rows: Tensor) -> None:
         """Only ``rows`` (int64) of the batch go on."""
-        self._layers = [(key.index_select(0, rows), value.index_select(0, rows)) for key, value in self._layers]
+        self._layers = [tuple(buffer.index_select(0, rows) for buffer in kept) for kept in self._layers]
