@@ -223,20 +223,31 @@ LinearArgs linear_args(const Linear& linear) {
   return {at<const void>(weight), at<const void>(bias), N, K, stride};
 }
 
-// Kept between the calls of a thread: what is given back to the system has to be cleared page by page at the next call.
-void* scratch(int64_t bytes) {
-  constexpr int64_t kAlignment = 64;
-  thread_local std::unique_ptr<char[]> kept;
-  thread_local int64_t size = 0;
-  if (size < bytes) {
-    kept.reset();
-    size = 0;
-    kept.reset(new char[bytes + kAlignment]);
-    size = bytes;
+// Memory for one call. What is small is kept between the calls of a thread: given back to the system it would have to
+// be cleared, page by page, at the next call.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    thread_local std::unique_ptr<char[]> kept;
+    thread_local int64_t size = 0;
+    if (bytes > kMostKept) {
+      own_.reset(new char[bytes + kAlignment]);
+    } else if (size < bytes) {
+      size = 0;
+      kept.reset();
+      kept.reset(new char[bytes + kAlignment]);
+      size = bytes;
+    }
+    const Address address = reinterpret_cast<Address>(own_ != nullptr ? own_.get() : kept.get());
+    begin_ = at<void>((address + kAlignment - 1) / kAlignment * kAlignment);
   }
-  const Address address = reinterpret_cast<Address>(kept.get());
-  return at<void>((address + kAlignment - 1) / kAlignment * kAlignment);
-}
+  void* begin() const { return begin_; }
+
+ private:
+  static constexpr int64_t kAlignment = 64, kMostKept = 64 << 20;
+  std::unique_ptr<char[]> own_;
+  void* begin_;
+};
 
 using Strides = std::tuple<int64_t, int64_t, int64_t>;
 
@@ -264,7 +275,8 @@ void shadow_attention(int dtype, int64_t B, int64_t heads, int64_t key_heads, in
   args.scale = scale;
   args.out = at<void>(out);
   args.threads = threads;
-  kernels().shadow_attention(args, scratch(kernels().shadow_attention_bytes(args)));
+  const Kernels& chosen = kernels();
+  chosen.shadow_attention(args, Scratch(chosen.shadow_attention_bytes(args)).begin());
 }
 
 void norm_qkv_rope(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim, Address x, int64_t x_batch_stride,
@@ -293,7 +305,8 @@ void norm_qkv_rope(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim,
                      full_precision,
                      {at<void>(query_out), at<void>(key_out), at<void>(value_out)},
                      threads};
-  kernels().norm_qkv_rope(args, scratch(kernels().norm_qkv_rope_bytes(args)));
+  const Kernels& chosen = kernels();
+  chosen.norm_qkv_rope(args, Scratch(chosen.norm_qkv_rope_bytes(args)).begin());
 }
 
 void out_norm_swiglu(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim, Address x, int64_t x_batch_stride,
@@ -320,7 +333,8 @@ void out_norm_swiglu(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_di
                      {linear_args(projection), linear_args(gate), linear_args(up), linear_args(down)},
                      at<void>(out),
                      threads};
-  kernels().out_norm_swiglu(args, scratch(kernels().out_norm_swiglu_bytes(args)));
+  const Kernels& chosen = kernels();
+  chosen.out_norm_swiglu(args, Scratch(chosen.out_norm_swiglu_bytes(args)).begin());
 }
 
 // norms, then the linear layers in the order of LayerArgs
@@ -362,7 +376,8 @@ void shadow_trunk(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim, 
                        full_precision,
                        at<void>(out),
                        threads};
-  kernels().shadow_trunk(args, scratch(kernels().shadow_trunk_bytes(args)));
+  const Kernels& chosen = kernels();
+  chosen.shadow_trunk(args, Scratch(chosen.shadow_trunk_bytes(args)).begin());
 }
 
 void exponentials(int64_t n, int threads) { kernels().exponentials(n, threads); }

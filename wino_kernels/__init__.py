@@ -371,7 +371,7 @@ def norm_qkv_rope(
     """
     op, weights = "norm_qkv_rope", (norm_weight, q_weight, k_weight, v_weight)
     _require_tensors(op, "x norm_weight q_weight k_weight v_weight cos sin", x, *weights, cos, sin)
-    _refuse_gradients(op, x, *weights)
+    _refuse_gradients(op, x, *weights, q_bias, k_bias, v_bias)
     return _ops.norm_qkv_rope(
         x,
         *weights,
@@ -423,7 +423,7 @@ def out_norm_swiglu(
     """
     op, weights = "out_norm_swiglu", (out_weight, norm_weight, gate_weight, up_weight, down_weight)
     _require_tensors(op, "x attended out_weight norm_weight gate_weight up_weight down_weight", x, attended, *weights)
-    _refuse_gradients(op, x, attended, *weights)
+    _refuse_gradients(op, x, attended, *weights, out_bias, gate_bias, up_bias, down_bias)
     return _ops.out_norm_swiglu(
         x,
         attended,
@@ -479,7 +479,7 @@ def shadow_trunk(
     """
     _require_tensors("shadow_trunk", "x cos sin rows block_start", x, cos, sin, rows, block_start)
     if torch.is_grad_enabled():
-        _refuse_gradients("shadow_trunk", x, *weights)
+        _refuse_gradients("shadow_trunk", x, *weights, *biases, norm_weight)
     return _ops.shadow_trunk(
         x,
         weights,
@@ -496,8 +496,8 @@ def shadow_trunk(
     )
 
 
-def _refuse_gradients(op: str, *tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+def _refuse_gradients(op: str, *tensors: Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise RuntimeError(f"{op}: not differentiable; call it under torch.no_grad() or inference_mode()")
 
 

@@ -343,9 +343,12 @@ def _check_out_norm_swiglu(
     batch, length, width = x.shape
     _expect_dims(op, "attended", attended, 4, f"({batch}, H, {length}, d)")
     heads, head_dim = attended.shape[1], attended.shape[3]
+    if heads < 1 or head_dim < 1:
+        raise ValueError(f"{op}: attended must have shape (B, H, L, d) with H, d >= 1, got {tuple(attended.shape)}")
     _expect(op, "attended", attended, (x.dtype,), (batch, heads, length, head_dim), x.device)
     _expect_unit_stride(op, "attended", attended)
     _check_layer(op, "out", x, out_weight, out_bias, (width, heads * head_dim))
+    _expect_dims(op, "gate_weight", gate_weight, 2, f"(M, {width})")
     inner = gate_weight.shape[0]
     _check_layer(op, "gate", x, gate_weight, gate_bias, (inner, width))
     _check_layer(op, "up", x, up_weight, up_bias, (inner, width))

@@ -1,6 +1,8 @@
 // Products of rows with weights (N, K) as torch.nn.Linear keeps them, panel by panel of weight columns.
 #pragma once
 
+#include <sched.h>
+
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 #include "cpu/vec.h"
@@ -72,7 +74,7 @@ WINO_HD void transpose_columns(const uint32_t* from, int64_t stride, int64_t n, 
     for (int i = 0; i < 4; ++i) Vec::store(panel + (k + i) * kPanel, word[i]);
   }
   for (; k < n; ++k) {
-    for (int c = 0; c < Vec::N; ++c) panel[k * kPanel + c] = from[c * stride + k];
+    for (int c = 0; c < Vec::N; ++c) memcpy(panel + k * kPanel + c, from + c * stride + k, sizeof(uint32_t));
   }
 }
 
@@ -206,6 +208,8 @@ void pack_task(const PackTasks& tasks, int64_t task) {
   }
 }
 
+constexpr int kSpins = 4096;  // before a wait gives the core away: another thread may need it to finish its task
+
 // Tasks that all have to be done before any thread goes on. Only threads that run take tasks, so none waits for one
 // that never starts.
 struct Phase {
@@ -214,7 +218,9 @@ struct Phase {
 
   WINO_MEMBER void finish_task() { __atomic_fetch_add(&done, 1, __ATOMIC_RELEASE); }
   WINO_MEMBER void wait() const {
-    while (__atomic_load_n(&done, __ATOMIC_ACQUIRE) < queue.count) Vec::pause();
+    for (int spins = 0; __atomic_load_n(&done, __ATOMIC_ACQUIRE) < queue.count; ++spins) {
+      spins < kSpins ? Vec::pause() : static_cast<void>(sched_yield());
+    }
   }
 };
 

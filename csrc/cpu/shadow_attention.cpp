@@ -158,10 +158,9 @@ float softmax_row(float* x, int64_t n, float scale, const float* hidden, int64_t
     return 0.0f;
   }
   Vec::F total = Vec::splat(0.0f);
-  const float base = scale * kLog2OfE;
-  const Vec::F factor = Vec::splat(base), shift = Vec::splat(-largest * base);
+  const Vec::F factor = Vec::splat(scale * kLog2OfE), shift = Vec::splat(largest);
   for (int64_t k = 0; k < end; k += Vec::N) {
-    const Vec::F weight = power_of_two(Vec::fma(Vec::load(x + k), factor, shift));
+    const Vec::F weight = power_of_two(Vec::mul(Vec::sub(Vec::load(x + k), shift), factor));
     total = Vec::add(total, weight);
     store_weight(weights + k, weight);
   }

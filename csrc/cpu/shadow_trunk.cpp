@@ -23,7 +23,7 @@ struct Buffers {
       next += (n + 63) / 64 * 64;
       return begin;
     };
-    for (char*& each : x) each = take(a.B * larger(a.L, a.R) * a.D * size);
+    for (char*& each : x) each = take(a.B * a.L * a.D * size);
     query = take(a.B * most * linear[0].N * size);
     attended = take(a.B * most * linear[0].N * size);
     key = take(a.B * a.L * linear[1].N * size);

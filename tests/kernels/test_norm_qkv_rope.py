@@ -132,11 +132,14 @@ def test_nothing_to_do(path: str) -> None:
 @over_paths("norm_qkv_rope")
 def test_refuses_gradients(path: str) -> None:
     inputs = before_attention((1, 3, 8, 1, 1, 8, 0), torch.float32)
-    inputs["k_weight"].requires_grad_()
-    with pytest.raises(RuntimeError, match="not differentiable"):
-        wino_kernels.norm_qkv_rope(**inputs)
-    with torch.no_grad():
-        wino_kernels.norm_qkv_rope(**inputs)
+    inputs["q_bias"] = torch.zeros(8)
+    for name in ("k_weight", "q_bias"):
+        inputs[name].requires_grad_()
+        with pytest.raises(RuntimeError, match="not differentiable"):
+            wino_kernels.norm_qkv_rope(**inputs)
+        with torch.no_grad():
+            wino_kernels.norm_qkv_rope(**inputs)
+        inputs[name].requires_grad_(False)
 
 
 def test_the_definition_is_lladas() -> None:

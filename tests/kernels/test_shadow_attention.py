@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from kernel_paths import over_paths
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import wino_kernels
+from wino.benchmark import peak_extra
 from wino_kernels import backends
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -241,27 +241,28 @@ def test_long_padding(path: str) -> None:
     )
 
 
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor made inside."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        leaves = (leaf for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
-        self.elements = max(self.elements, *(leaf.numel() for leaf in leaves), 0)
-        return result
-
-
 @pytest.mark.parametrize("padded", [False, True])
 def test_nothing_as_large_as_the_scores_on_the_cpu(padded: bool) -> None:
-    keys, shadow = 700, 20
-    query, key, value = inputs(2, 2, 1, keys, keys, 16)
-    padding = torch.arange(keys)[None, :] >= torch.tensor([0, 50 * padded])[:, None]
-    kernel = backends._load("cpu").kernels["shadow_attention"]  # a mode does not look into an operator
-    with Largest() as largest:
-        kernel(query, key, value, shadow, torch.tensor([40, 300]), padding)
-    assert largest.elements == query.numel()
+    keys = 6000
+    query, key, value = inputs(1, 1, 1, keys, keys, 8)
+    padding = torch.arange(keys)[None, :] >= 50 * padded
+    start = torch.tensor([40])
+    arguments = {"num_shadow": 20, "block_start": start, "key_padding_mask": padding}
+    with backends.use_backend("cpu"):
+        peak = peak_extra(lambda: wino_kernels.shadow_attention(query, key, value, **arguments))
+    assert peak is None or peak < keys * keys * 4 / 10
+
+
+@over_paths("shadow_attention")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_very_large_scores(path: str, dtype: torch.dtype) -> None:
+    """One key far above the others takes everything, whatever a product of such numbers rounds to."""
+    large = 196608.0
+    query, key, value = torch.full((1, 1, 4, 64), large), torch.zeros(1, 1, 40, 64), torch.randn(1, 1, 40, 64)
+    key[:, :, 7] = large
+    tensors = (query.to(dtype), key.to(dtype), value.to(dtype))
+    output = wino_kernels.shadow_attention(*tensors, num_shadow=0, block_start=torch.tensor([0]))
+    assert torch.equal(output, tensors[2][:, :, 7:8].expand_as(output))
 
 
 @over_paths("shadow_attention")

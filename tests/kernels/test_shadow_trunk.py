@@ -12,6 +12,7 @@ from layers import EPS, trunk
 from torch import Tensor
 
 import wino_kernels
+from wino_kernels import _C
 from wino_kernels.cpu import linear
 from wino_kernels.eager.shadow_trunk import asking
 
@@ -133,7 +134,15 @@ def test_large_weights_go_through_the_operators(monkeypatch: pytest.MonkeyPatch)
     inputs = trunk(SHAPES[0], biases=True, padded=True)
     expected = wino_kernels.shadow_trunk(**inputs)
     monkeypatch.setattr(linear, "MOST_WEIGHT_BYTES", 100)
+    monkeypatch.delattr(_C, "shadow_trunk")
     torch.testing.assert_close(wino_kernels.shadow_trunk(**inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@over_paths("shadow_trunk")
+def test_nothing_to_do(path: str) -> None:
+    inputs = trunk(SHAPES[0])
+    none = {name: inputs[name][:0] for name in ("x", "cos", "sin", "rows", "block_start")}
+    assert wino_kernels.shadow_trunk(**inputs | none).shape == (0, 7, 24)
 
 
 @over_paths("shadow_trunk")
@@ -148,8 +157,10 @@ def test_refuses_a_row_that_is_not_there(path: str, row: int) -> None:
 @over_paths("shadow_trunk")
 def test_refuses_gradients(path: str) -> None:
     inputs = trunk(SHAPES[0])
-    inputs["weights"][4].requires_grad_()
-    with pytest.raises(RuntimeError, match="not differentiable"):
-        wino_kernels.shadow_trunk(**inputs)
-    with torch.no_grad():
-        wino_kernels.shadow_trunk(**inputs)
+    for tensor in (inputs["weights"][4], inputs["norm_weight"]):
+        tensor.requires_grad_()
+        with pytest.raises(RuntimeError, match="not differentiable"):
+            wino_kernels.shadow_trunk(**inputs)
+        with torch.no_grad():
+            wino_kernels.shadow_trunk(**inputs)
+        tensor.requires_grad_(False)

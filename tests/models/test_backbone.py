@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 import wino_kernels
 from wino.models import backbone_of
-from wino.models.llada import weights_of
+from wino.models.llada import trunk_of, weights_of
 
 PROMPT, LENGTH, BLOCK = 5, 24, 8
 REAL = PROMPT + LENGTH
@@ -73,6 +73,10 @@ WATCHED: dict[str, Callable[[nn.Module], object]] = {
     "a hook in front": lambda block: block.ff_norm.register_forward_pre_hook(lambda *_: None),
     "another forward": lambda block: setattr(block.up_proj, "forward", block.up_proj.forward),
     "another module": lambda block: setattr(block, "ff_out", nn.Sequential(block.ff_out)),
+    "another module in front": lambda block: setattr(block, "q_proj", nn.Sequential(block.q_proj)),
+    "a weight with strides": lambda block: setattr(
+        block.k_proj, "weight", nn.Parameter(block.k_proj.weight.detach().T.contiguous().T)
+    ),
     "a weight of another kind": lambda block: parametrize.register_parametrization(
         block.v_proj, "weight", nn.Identity()
     ),
@@ -112,9 +116,52 @@ def test_a_wrapped_projection_counts() -> None:
 def test_training_calls_the_modules() -> None:
     model = build_llada()
     assert weights_of(model.model.transformer["blocks"][0], model.config) is None
-    ids = torch.randint(2, 60, (1, 9))
-    model(ids).logits.sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        assert weights_of(model.model.transformer["blocks"][0], model.config) is not None
+
+
+@torch.no_grad()
+def test_global_hooks_see_every_module() -> None:
+    model = build_llada()
+    seen: list[nn.Module] = []
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(module)):
+        backbone_of(model).hidden_rows(**layout(13))
+    assert sum(isinstance(module, nn.Linear) for module in seen) == 7 * 3
+
+
+def _other_eps(model: Any) -> None:
+    model.model.transformer["blocks"][1].ff_norm.eps = 0.1
+
+
+def _narrower_layer(model: Any) -> None:
+    block = model.model.transformer["blocks"][2]
+    for name in ("ff_proj", "up_proj"):
+        setattr(block, name, nn.Linear(48, 40, bias=False))
+    block.ff_out = nn.Linear(40, 48, bias=False)
+
+
+def _watched_norm(model: Any) -> None:
+    model.model.transformer["ln_f"].register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def _other_norm(model: Any) -> None:
+    model.model.transformer["ln_f"].eps = 0.1
+
+
+@pytest.mark.parametrize("change", [_other_eps, _narrower_layer, _watched_norm, _other_norm])
+@torch.no_grad()
+def test_trunks_that_are_no_single_call(change: Callable[[Any], None]) -> None:
+    """Layers that differ go one by one; a final norm that is watched, or another, is called."""
+    model = build_llada()
+    change(model)
+    call = layout(13)
+    blocks = [weights_of(block, model.config) for block in model.model.transformer["blocks"]]
+    trunk = trunk_of(model.model.transformer, blocks)
+    assert all(block is not None for block in blocks)
+    assert trunk is None if change in (_other_eps, _narrower_layer) else trunk is not None and trunk.norm_weight is None
+    expected = dense_logits(model, call, reference_loop.visibility(REAL, 13, BLOCK))
+    backbone = backbone_of(model)
+    torch.testing.assert_close(F.linear(backbone.hidden_rows(**call), *backbone.head()), expected, atol=2e-4, rtol=0)
 
 
 def test_what_a_backbone_says_of_its_model() -> None:

@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import layers
 import pytest
 import torch
 
@@ -52,6 +53,44 @@ def test_bits_do_not_depend_on_threads(layer: str, rows: int, temperature: float
             assert torch.equal(got, want), threads
 
 
+def layer_calls(batch: int, length: int) -> list[Callable[[], tuple[torch.Tensor, ...]]]:
+    """A call of each operator of a transformer layer; 3 heads share one of keys, so heads are few and odd."""
+    shape = (batch, length, 33, 3, 1, 22, 70)
+    before, after = layers.before_attention(shape, torch.bfloat16), layers.after_attention(shape, torch.bfloat16)
+    whole = layers.trunk(shape, torch.bfloat16, number=2, padded=True)
+    query, key, value = wino_kernels.norm_qkv_rope(**before)
+    attention = {"num_shadow": 6, "block_start": torch.full((batch,), 2)}
+    return [
+        lambda: wino_kernels.norm_qkv_rope(**before),
+        lambda: (wino_kernels.shadow_attention(query, key, value, **attention),),
+        lambda: (wino_kernels.out_norm_swiglu(**after),),
+        lambda: (wino_kernels.shadow_trunk(**whole),),
+    ]
+
+
+@pytest.mark.parametrize("isa", [isa for isa in backends.CPU_ISAS if backends.why_not_cpu_isa(isa) is None])
+@pytest.mark.parametrize(("batch", "length"), [(1, 10), (1, 300), (3, 90)])
+def test_bits_of_a_layer_do_not_depend_on_threads(layer: str, isa: str, batch: int, length: int) -> None:
+    with backends.use_cpu_isa(isa):
+        for call in layer_calls(batch, length):
+            torch.set_num_threads(1)
+            expected = call()
+            for threads in (2, 3, 8):
+                torch.set_num_threads(threads)
+                for got, want in zip(call(), expected, strict=True):
+                    assert torch.equal(got, want), threads
+
+
+def test_layers_on_several_python_threads(layer: str) -> None:
+    torch.set_num_threads(2)
+    calls = [call for length in (20, 150) for call in layer_calls(2, length)]
+    expected = [call() for call in calls]
+    with concurrent.futures.ThreadPoolExecutor(4) as executor:
+        for _ in range(5):
+            for got, want in zip(executor.map(lambda call: call(), calls), expected, strict=True):
+                assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
 def test_callers_on_several_python_threads(layer: str) -> None:
     torch.set_num_threads(2)
     batches = [torch.randn(8, 40_000) for _ in range(6)]
@@ -87,12 +126,15 @@ def test_links_to_no_openmp_runtime_and_not_to_torch() -> None:
 def test_forked_child_of_a_process_that_ran_in_parallel(layer: str) -> None:
     logits = torch.randn(40, 50_001)
     expected = score(logits, 2)[1]
+    trunk = layer_calls(2, 90)[-1]
+    (through_layers,) = trunk()
     child = os.fork()
     if child == 0:  # no pytest in here: the exit status is the verdict
         status = 1
         try:
             candidate_ids = torch.full((40,), -1)
-            status = 0 if torch.equal(wino_kernels.score_tokens(logits, candidate_ids)[1], expected) else 2
+            same = torch.equal(wino_kernels.score_tokens(logits, candidate_ids)[1], expected)
+            status = 0 if same and torch.equal(trunk()[0], through_layers) else 2
         finally:
             os._exit(status)
     deadline = time.monotonic() + 60

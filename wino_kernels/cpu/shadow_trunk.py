@@ -31,7 +31,7 @@ def shadow_trunk(
     norm_weight: Tensor | None = None,
     full_precision: bool = True,
 ) -> Tensor:
-    if not is_fused(x, *weights[4:WEIGHTS]):
+    if not (is_fused(x, *weights[1:4]) and is_fused(x, *weights[4:WEIGHTS])):
         operators = norm_qkv_rope, shadow_attention, out_norm_swiglu
         given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps, key_padding_mask, full_precision
         x = layers(*given, *operators)
@@ -43,6 +43,8 @@ def shadow_trunk(
         if low < 0 or high >= length:
             raise ValueError(f"shadow_trunk: rows must be in [0, {length}), got {low if low < 0 else high}")
     out = x.new_empty(batch, rows.shape[1], width)
+    if not out.numel():
+        return out
     _C.shadow_trunk(
         DTYPES[x.dtype],
         batch,

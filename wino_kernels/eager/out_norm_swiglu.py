@@ -25,4 +25,4 @@ def out_norm_swiglu(
     x = x + F.linear(attended.transpose(1, 2).flatten(2), out_weight, out_bias)
     normed = rms_norm(x, norm_weight, eps)
     inner = F.silu(F.linear(normed, gate_weight, gate_bias)) * F.linear(normed, up_weight, up_bias)
-    return x + F.linear(inner, down_weight, down_bias)
+    return (x + F.linear(inner, down_weight, down_bias)).contiguous()

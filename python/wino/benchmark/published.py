@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wino_kernels import use_backend
-
 from .timing import Clock
 
 LAST_ACCEPTED_AT_START = 30
@@ -129,7 +127,6 @@ class PublishedDecode(NamedTuple):
 
 
 @torch.no_grad()
-@use_backend("eager")  # else the model would run on the kernels that this loop is compared with
 def decode(
     model: Any,
     prompt: Tensor,

@@ -152,7 +152,7 @@ class Backbone:
             attend = partial(shadow_attention, **about)
             leaving = _asking(rows, embedded.shape[1], num_shadow)
             given = self._transformer, self._config, embedded, rotary, attend, leaving, stores
-            hidden = trunk_forward(*given, weights)
+            hidden = trunk_forward(*given, weights=weights)
         if trunk is None or stores is not None or trunk.norm_weight is None:
             hidden = self._transformer.ln_f(hidden)
         return hidden * logit_scale(self._config) if self._config.scale_logits else hidden

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -311,12 +312,15 @@ def weights_of(block: Any, config: Any) -> Weights | None:
         return None
     linears = [getattr(block, name) for name in PROJECTIONS]
     query, key, value, out, gate, up, down = linears
-    if query.weight.device.type != "cpu":
-        return None
     norm, inner_norm = block.attn_norm, block.ff_norm
     if not (_is_plain(norm, RMSNorm) and _is_plain(inner_norm, RMSNorm)):
         return None
     if not all(_is_plain(linear, nn.Linear) for linear in linears):
+        return None
+    weights = [norm.weight, inner_norm.weight, *(linear.weight for linear in linears)]
+    if norm.weight.device.type != "cpu" or any(weight.stride(-1) != 1 for weight in weights):
+        return None
+    if any(weight.dtype != norm.weight.dtype for weight in weights):
         return None
     return Weights(
         (norm.weight, query.weight, key.weight, value.weight),
@@ -363,17 +367,18 @@ def trunk_of(transformer: Any, blocks: Sequence[Weights | None]) -> Trunk | None
         del before["full_precision"]
         weights += [*block.before, *block.after]
         biases += [*before.values(), *after.values()]
-    if len(epsilons) != 1:
+    shapes = [weight.shape for weight in weights]
+    if len(epsilons) != 1 or shapes != shapes[: len(shapes) // len(blocks)] * len(blocks):
         return None
     (eps,), norm = epsilons, transformer.ln_f
-    fits = _is_plain(norm, RMSNorm) and norm.eps == eps
+    fits = _is_plain(norm, RMSNorm) and norm.eps == eps and norm.weight.dtype == weights[0].dtype
     return Trunk(
         weights, biases if any(bias is not None for bias in biases) else [], eps, norm.weight if fits else None
     )
 
 
 def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
-    if type(module) is not kind or type(module.weight) is not nn.Parameter:
+    if type(module) is not kind or type(module.weight) is not nn.Parameter or _has_any_global_hook():
         return False
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
@@ -395,16 +400,15 @@ def trunk_forward(
     attend: Attend,
     rows: Rows | None = None,
     stores: Iterable[Store] | None = None,
-    weights: Sequence[Weights | None] | None = None,
+    *,
+    weights: Sequence[Weights | None],
 ) -> Tensor:
     """All blocks: embedded tokens ``x`` (B, L, d_model) -> hidden states (B, L, d_model) before the final norm.
 
-    ``stores`` and ``weights``: one for each block, see :func:`block_forward`; None: no stores, and the weights as they
-    are now. With ``rows`` only those leave: (B, R, d_model).
+    ``stores`` and ``weights``: one for each block, see :func:`block_forward`. With ``rows`` only those leave: (B, R,
+    d_model).
     """
     blocks = list(iter_blocks(transformer))
-    if weights is None:
-        weights = [weights_of(block, config) for block in blocks]
     each: Iterable[Store | None] = stores or [None] * len(blocks)
     for block, store, own in zip(blocks, each, weights, strict=True):
         x = block_forward(block, x, rotary, config, attend, rows if block is blocks[-1] else None, store, own)
