@@ -24,7 +24,7 @@ import gpu_suite  # noqa: E402
 import roofline  # noqa: E402
 
 CPU = torch.device("cpu")
-OPERATORS = [*env_report.OPERATORS, "trajectory_loss_backward"]
+OPERATORS = [*env_report.GPU_OPERATORS, "trajectory_loss_backward"]
 
 
 def tiny(operator: str) -> list[gpu_cases.Case]:

@@ -25,8 +25,11 @@ def run(program: str, **environment: str) -> str:
 
 
 def test_triton_serves_every_operator_on_a_gpu_and_none_on_the_cpu_unasked() -> None:
-    for operator in backends._load("eager").kernels:
-        assert backends.serving("auto", operator, "cuda") == "triton"
+    operators = set(backends._load("eager").kernels)
+    assert {name for name in operators if backends.serving("auto", name, "cuda") != "triton"} == set(
+        env_report.CPU_OPERATORS
+    )
+    for operator in operators - set(env_report.CPU_OPERATORS):
         assert backends.serving("auto", operator, "cpu") in ("cpu", "eager")
         assert backends.serving("triton", operator, "cpu") == "triton"  # interpreted: the test session asks for it
 
@@ -37,7 +40,7 @@ import sys, torch, wino_kernels
 wino_kernels.draft_confidence(torch.zeros(2, 4))
 print("triton" in sys.modules, torch.cuda.is_initialized())
 import wino_kernels.triton
-print(sorted(wino_kernels.triton.KERNELS) == sorted(__import__("wino_kernels.eager").eager.KERNELS))
+print(set(wino_kernels.triton.KERNELS) <= set(__import__("wino_kernels.eager").eager.KERNELS))
 """
     assert run(program) == "False False\nTrue\n"
 
