@@ -14,7 +14,8 @@ from torch import Tensor
 import wino
 from wino.batch import Batch, Passes
 from wino.models import LLaDAModelLM, backbone_of
-from wino.models.llada import rotary_table, rotate
+from wino.models.llada import rotary_table
+from wino_kernels.eager.norm_qkv_rope import rotate
 
 Layers = list[tuple[Tensor, Tensor]]
 
@@ -32,7 +33,7 @@ def dense(
 
     for number, block in enumerate(transformer.blocks):
         normed = block.attn_norm(x)
-        query, key = (rotate(heads(project(normed)), rotary, True) for project in (block.q_proj, block.k_proj))
+        query, key = (rotate(heads(project(normed)), *rotary, True) for project in (block.q_proj, block.k_proj))
         value = heads(block.v_proj(normed))
         layers.append((key, value))
         if frozen:

@@ -171,43 +171,6 @@ void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* pa
   });
 }
 
-// A weight of a product, and where it is packed.
-struct Packed {
-  const LinearArgs* linear;
-  uint32_t* panels;
-
-  template <typename A>
-  WINO_MEMBER const uint32_t* panel(int64_t n) const {
-    return panels + n * words<A>(linear->K);  // n: first column, a multiple of kPanel
-  }
-};
-
-// The panels of several weights as tasks, 0 ... count - 1.
-struct PackTasks {
-  const Packed* weights;
-  int number;
-
-  WINO_MEMBER int64_t count() const {
-    int64_t total = 0;
-    for (int i = 0; i < number; ++i) total += panels(weights[i].linear->N);
-    return total;
-  }
-};
-
-template <typename T>
-void pack_task(const PackTasks& tasks, int64_t task) {
-  for (int i = 0; i < tasks.number; ++i) {
-    const Packed& weight = tasks.weights[i];
-    const LinearArgs& linear = *weight.linear;
-    if (task < panels(linear.N)) {
-      const int64_t n = task * kPanel;
-      return pack_panel(static_cast<const T*>(linear.weight), linear.stride, linear.N, linear.K, n,
-                        weight.panels + n * words<Operand<T>>(linear.K));
-    }
-    task -= panels(linear.N);
-  }
-}
-
 constexpr int kSpins = 4096;  // before a wait gives the core away: another thread may need it to finish its task
 
 // Tasks that all have to be done before any thread goes on. Only threads that run take tasks, so none waits for one
@@ -222,6 +185,74 @@ struct Phase {
       spins < kSpins ? Vec::pause() : static_cast<void>(sched_yield());
     }
   }
+};
+
+constexpr int64_t kTaskRows = 5 * kRegisterRows;  // at most: they and a panel stay in the L1 and L2 caches
+
+WINO_HD int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// As many tasks as give each thread the same number of them, with at most kTaskRows rows each.
+WINO_HD int64_t tasks_of(int64_t rows, int threads) {
+  const int64_t rounds = (rows + threads * kTaskRows - 1) / (threads * kTaskRows);
+  return rounds * threads < rows ? rounds * threads : rows;
+}
+
+// Products of rows with several weights: all threads pack these, then they take tasks, each with memory of its own.
+template <typename T, int kWeights>
+class PackedProducts {
+ public:
+  using A = Operand<T>;
+
+  static int64_t bytes(const LinearArgs (&linears)[kWeights], int threads, int64_t thread_bytes) {
+    int64_t packed = 0;
+    for (const LinearArgs& linear : linears) packed += packed_words<A>(linear.N, linear.K);
+    return aligned(packed * static_cast<int64_t>(sizeof(uint32_t))) + threads * thread_bytes;
+  }
+
+  PackedProducts(const LinearArgs (&linears)[kWeights], char* memory, int64_t thread_bytes, int64_t tasks)
+      : linears_(linears), packing_{}, queue_{tasks, 0}, scratch_(memory + bytes(linears, 0, 0)) {
+    thread_bytes_ = thread_bytes;
+    uint32_t* next = reinterpret_cast<uint32_t*>(memory);
+    for (int i = 0; i < kWeights; ++i) {
+      panels_[i] = next;
+      next += packed_words<A>(linears[i].N, linears[i].K);
+      packing_.queue.count += panels(linears[i].N);
+    }
+  }
+
+  int64_t tasks() const { return queue_.count; }
+
+  // Panel of columns n ... n + kPanel of a weight, n a multiple of kPanel.
+  WINO_MEMBER uint32_t* panel(int weight, int64_t n) const {
+    return panels_[weight] + n * words<A>(linears_[weight].K);
+  }
+
+  // What each thread does: f(task, its memory) for the tasks it takes.
+  template <typename Function>
+  void work(const Function& f) {
+    for (int64_t task; packing_.queue.take(&task); packing_.finish_task()) pack(task);
+    packing_.wait();
+    char* scratch = scratch_ + __atomic_fetch_add(&next_thread_, 1, __ATOMIC_RELAXED) * thread_bytes_;
+    for (int64_t task; queue_.take(&task);) f(task, scratch);
+  }
+
+ private:
+  void pack(int64_t task) {
+    for (int i = 0; i < kWeights; task -= panels(linears_[i].N), ++i) {
+      const LinearArgs& linear = linears_[i];
+      if (task >= panels(linear.N)) continue;
+      const int64_t n = task * kPanel;
+      return pack_panel(static_cast<const T*>(linear.weight), linear.stride, linear.N, linear.K, n, panel(i, n));
+    }
+  }
+
+  const LinearArgs (&linears_)[kWeights];
+  uint32_t* panels_[kWeights];
+  Phase packing_;
+  TaskQueue queue_;
+  char* scratch_;  // of the threads, one after the other
+  int64_t thread_bytes_;
+  int64_t next_thread_ = 0;
 };
 
 WINO_CPU_END

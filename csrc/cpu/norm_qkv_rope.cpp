@@ -6,8 +6,6 @@ WINO_CPU_BEGIN
 
 namespace {
 
-constexpr int64_t kMostRows = 5 * kRegisterRows;  // of a task: they and a panel stay in the L1 and L2 caches
-
 // Some of the projections, of all rows or of those that ask.
 struct Job {
   const int64_t* rows;  // [B, count]; nullptr: all
@@ -16,16 +14,12 @@ struct Job {
   int64_t tasks;
 };
 
+template <typename T>
 struct Shared {
-  const QkvArgs* args;
-  Packed packed[3];
+  const QkvArgs& args;
   Job jobs[2];
   int64_t group;  // columns that are finished together: whole panels and whole heads
-  char* scratch;  // of the threads, one after the other
-  int64_t scratch_bytes;
-  int64_t next_thread;
-  Phase packing;
-  TaskQueue queue;
+  PackedProducts<T, 3> products;
 };
 
 WINO_HD int64_t columns_together(const QkvArgs& a) {
@@ -38,21 +32,8 @@ WINO_HD int64_t columns_together(const QkvArgs& a) {
 
 template <typename A>
 WINO_HD int64_t thread_bytes(const QkvArgs& a) {
-  const int64_t normed = (padded<A>(a.D) * static_cast<int64_t>(sizeof(A)) + 63) / 64 * 64;
-  return kMostRows * (normed + columns_together(a) * static_cast<int64_t>(sizeof(float)));
-}
-
-template <typename A>
-WINO_HD int64_t weight_words(const QkvArgs& a) {
-  int64_t total = 0;
-  for (const LinearArgs& linear : a.linear) total += packed_words<A>(linear.N, linear.K);
-  return (total + 15) / 16 * 16;
-}
-
-template <typename T>
-int64_t bytes(const QkvArgs& a) {
-  using A = Operand<T>;
-  return weight_words<A>(a) * static_cast<int64_t>(sizeof(uint32_t)) + a.threads * thread_bytes<A>(a);
+  const int64_t normed = aligned(padded<A>(a.D) * static_cast<int64_t>(sizeof(A)));
+  return kTaskRows * (normed + columns_together(a) * static_cast<int64_t>(sizeof(float)));
 }
 
 // Row r of a job: its sequence and its place there.
@@ -89,14 +70,14 @@ void finish_columns(const QkvArgs& a, const Origin* origins, int projection, int
 }
 
 template <typename T>
-void project_rows(const Shared& shared, const Job& job, int64_t task, char* scratch) {
+void project_rows(const Shared<T>& shared, const Job& job, int64_t task, char* scratch) {
   using A = Operand<T>;
-  const QkvArgs& a = *shared.args;
+  const QkvArgs& a = shared.args;
   const int64_t rows = a.B * job.count, first = rows * task / job.tasks, last = rows * (task + 1) / job.tasks;
   const int64_t count = last - first, stride = padded<A>(a.D);
   float* sums = reinterpret_cast<float*>(scratch);
-  A* normed = reinterpret_cast<A*>(scratch + kMostRows * shared.group * sizeof(float));
-  Origin origins[kMostRows];
+  A* normed = reinterpret_cast<A*>(scratch + kTaskRows * shared.group * sizeof(float));
+  Origin origins[kTaskRows];
   int64_t different = 0;
   const T* before = nullptr;
   for (int64_t i = 0; i < count; ++i) {
@@ -116,7 +97,7 @@ void project_rows(const Shared& shared, const Job& job, int64_t task, char* scra
     for (int64_t n = 0; n < N; n += shared.group) {
       const int64_t columns = N - n < shared.group ? N - n : shared.group;
       for (int64_t c = 0; c < columns; c += kPanel) {
-        const uint32_t* panel = shared.packed[projection].template panel<A>(n + c);
+        const uint32_t* panel = shared.products.panel(projection, n + c);
         multiply_panel(normed, different, stride, panel, a.D, sums + c, shared.group);
       }
       finish_columns<T>(a, origins, projection, n, columns, first, count, sums, shared.group);
@@ -126,40 +107,25 @@ void project_rows(const Shared& shared, const Job& job, int64_t task, char* scra
 
 template <typename T>
 void work(void* context) {
-  Shared& shared = *static_cast<Shared*>(context);
-  const PackTasks packing{shared.packed, 3};
-  for (int64_t task; shared.packing.queue.take(&task); shared.packing.finish_task()) pack_task<T>(packing, task);
-  shared.packing.wait();
-  const int64_t thread = __atomic_fetch_add(&shared.next_thread, 1, __ATOMIC_RELAXED);
-  char* scratch = shared.scratch + thread * shared.scratch_bytes;
-  for (int64_t task; shared.queue.take(&task);) {
-    const bool is_second = task >= shared.jobs[0].tasks;
-    project_rows<T>(shared, shared.jobs[is_second], is_second ? task - shared.jobs[0].tasks : task, scratch);
-  }
+  Shared<T>& shared = *static_cast<Shared<T>*>(context);
+  const int64_t first_tasks = shared.jobs[0].tasks;
+  shared.products.work([&](int64_t task, char* scratch) {
+    const bool is_second = task >= first_tasks;
+    project_rows(shared, shared.jobs[is_second], is_second ? task - first_tasks : task, scratch);
+  });
 }
 
-WINO_HD int64_t tasks_of(int64_t rows, int threads) {
-  const int64_t rounds = (rows + threads * kMostRows - 1) / (threads * kMostRows);
-  return rounds * threads < rows ? rounds * threads : rows;
+template <typename T>
+int64_t bytes(const QkvArgs& a) {
+  return PackedProducts<T, 3>::bytes(a.linear, a.threads, thread_bytes<Operand<T>>(a));
 }
 
 template <typename T>
 void run(const QkvArgs& a, char* scratch) {
-  using A = Operand<T>;
-  Shared shared{};
-  shared.args = &a;
-  uint32_t* panels_of = reinterpret_cast<uint32_t*>(scratch);
-  for (int i = 0; i < 3; ++i) {
-    shared.packed[i] = {&a.linear[i], panels_of};
-    panels_of += packed_words<A>(a.linear[i].N, a.linear[i].K);
-  }
-  shared.jobs[0] = {nullptr, a.L, a.all_ask ? 0 : 1, 3, tasks_of(a.B * a.L, a.threads)};
-  if (!a.all_ask) shared.jobs[1] = {a.query_rows, a.Q, 0, 1, tasks_of(a.B * a.Q, a.threads)};
-  shared.group = columns_together(a);
-  shared.scratch = scratch + weight_words<A>(a) * sizeof(uint32_t);
-  shared.scratch_bytes = thread_bytes<A>(a);
-  shared.packing.queue.count = PackTasks{shared.packed, 3}.count();
-  shared.queue.count = shared.jobs[0].tasks + shared.jobs[1].tasks;
+  const Job some{nullptr, a.L, a.all_ask ? 0 : 1, 3, tasks_of(a.B * a.L, a.threads)};
+  const Job asking{a.query_rows, a.Q, 0, 1, a.all_ask ? 0 : tasks_of(a.B * a.Q, a.threads)};
+  const int64_t tasks = some.tasks + asking.tasks;
+  Shared<T> shared{a, {some, asking}, columns_together(a), {a.linear, scratch, thread_bytes<Operand<T>>(a), tasks}};
   run_on_threads(a.threads, work<T>, &shared);
 }
 

@@ -6,20 +6,13 @@ WINO_CPU_BEGIN
 
 namespace {
 
-constexpr int64_t kMostRows = 5 * kRegisterRows;  // of a task: they and a panel stay in the L1 and L2 caches
 enum Linear { kOut, kGate, kUp, kDown, kLinears };
 
+template <typename T>
 struct Shared {
-  const MlpArgs* args;
-  Packed packed[kLinears];
-  char* scratch;  // of the threads, one after the other
-  int64_t scratch_bytes;
-  int64_t next_thread;
-  Phase packing;
-  TaskQueue queue;
+  const MlpArgs& args;
+  PackedProducts<T, kLinears> products;
 };
-
-WINO_HD int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Rows of one task: what goes into a product, between the two residuals, and out of the gate.
 template <typename T>
@@ -32,25 +25,13 @@ struct Buffers {
     const int64_t widest = a.linear[kOut].K > a.D ? a.linear[kOut].K : a.D;
     in_stride = padded<A>(widest);
     middle_stride = padded<A>(a.linear[kDown].K);
-    in_bytes = aligned(kMostRows * in_stride * static_cast<int64_t>(sizeof(A)));
-    residual_bytes = aligned(kMostRows * a.D * static_cast<int64_t>(sizeof(T)));
-    middle_bytes = aligned(kMostRows * middle_stride * static_cast<int64_t>(sizeof(A)));
-    sums_bytes = aligned(2 * kMostRows * kPanel * static_cast<int64_t>(sizeof(float)));
+    in_bytes = aligned(kTaskRows * in_stride * static_cast<int64_t>(sizeof(A)));
+    residual_bytes = aligned(kTaskRows * a.D * static_cast<int64_t>(sizeof(T)));
+    middle_bytes = aligned(kTaskRows * middle_stride * static_cast<int64_t>(sizeof(A)));
+    sums_bytes = aligned(2 * kTaskRows * kPanel * static_cast<int64_t>(sizeof(float)));
   }
   int64_t total() const { return in_bytes + residual_bytes + middle_bytes + sums_bytes; }
 };
-
-template <typename A>
-WINO_HD int64_t weight_words(const MlpArgs& a) {
-  int64_t total = 0;
-  for (const LinearArgs& linear : a.linear) total += packed_words<A>(linear.N, linear.K);
-  return (total + 15) / 16 * 16;
-}
-
-template <typename T>
-int64_t bytes(const MlpArgs& a) {
-  return weight_words<Operand<T>>(a) * static_cast<int64_t>(sizeof(uint32_t)) + a.threads * Buffers<T>(a).total();
-}
 
 template <typename T, typename A>
 void gather_heads(const MlpArgs& a, int64_t row, A* to) {
@@ -64,28 +45,28 @@ void gather_heads(const MlpArgs& a, int64_t row, A* to) {
 }
 
 template <typename T>
-void transform_rows(const Shared& shared, int64_t task, char* scratch) {
+void transform_rows(const Shared<T>& shared, int64_t task, char* scratch) {
   using A = Operand<T>;
-  const MlpArgs& a = *shared.args;
+  const MlpArgs& a = shared.args;
   const Buffers<T> size(a);
   A* in = reinterpret_cast<A*>(scratch);
   T* residual = reinterpret_cast<T*>(scratch + size.in_bytes);
   A* middle = reinterpret_cast<A*>(scratch + size.in_bytes + size.residual_bytes);
   float* sums = reinterpret_cast<float*>(scratch + size.in_bytes + size.residual_bytes + size.middle_bytes);
-  const int64_t rows = a.B * a.L, first = rows * task / shared.queue.count,
-                last = rows * (task + 1) / shared.queue.count;
+  const int64_t rows = a.B * a.L, tasks = shared.products.tasks();
+  const int64_t first = rows * task / tasks, last = rows * (task + 1) / tasks;
   const int64_t count = last - first, inner = a.linear[kDown].K;
 
   // sums[.][stride] of columns n ... n + kPanel of a layer.
   const auto multiply = [&](Linear which, const A* from, int64_t stride, int64_t n, float* to) {
-    multiply_panel(from, count, stride, shared.packed[which].template panel<A>(n), a.linear[which].K, to, kPanel);
+    multiply_panel(from, count, stride, shared.products.panel(which, n), a.linear[which].K, to, kPanel);
   };
   const auto layer = [&](Linear which, const float* of, int64_t i, int64_t n) {
     return Layer<T>{of + i * kPanel, bias_of<T>(a.linear[which], n)};
   };
   const auto width = [](int64_t N, int64_t n) { return N - n < kPanel ? N - n : static_cast<int64_t>(kPanel); };
 
-  const T* x[kMostRows];
+  const T* x[kTaskRows];
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = first + i, among = a.x_rows == nullptr ? row % a.L : a.x_rows[row];
     x[i] = static_cast<const T*>(a.x) + row / a.L * a.x_batch_stride + among * a.x_row_stride;
@@ -101,7 +82,7 @@ void transform_rows(const Shared& shared, int64_t task, char* scratch) {
     rms_norm(residual + i * a.D, static_cast<const T*>(a.norm_weight), a.eps, a.D, in + i * size.in_stride);
     pad_row(in + i * size.in_stride, a.D);
   }
-  float* up = sums + kMostRows * kPanel;
+  float* up = sums + kTaskRows * kPanel;
   for (int64_t n = 0; n < inner; n += kPanel) {
     multiply(kGate, in, size.in_stride, n, sums);
     multiply(kUp, in, size.in_stride, n, up);
@@ -122,30 +103,18 @@ void transform_rows(const Shared& shared, int64_t task, char* scratch) {
 
 template <typename T>
 void work(void* context) {
-  Shared& shared = *static_cast<Shared*>(context);
-  const PackTasks packing{shared.packed, kLinears};
-  for (int64_t task; shared.packing.queue.take(&task); shared.packing.finish_task()) pack_task<T>(packing, task);
-  shared.packing.wait();
-  const int64_t thread = __atomic_fetch_add(&shared.next_thread, 1, __ATOMIC_RELAXED);
-  char* scratch = shared.scratch + thread * shared.scratch_bytes;
-  for (int64_t task; shared.queue.take(&task);) transform_rows<T>(shared, task, scratch);
+  Shared<T>& shared = *static_cast<Shared<T>*>(context);
+  shared.products.work([&](int64_t task, char* scratch) { transform_rows(shared, task, scratch); });
+}
+
+template <typename T>
+int64_t bytes(const MlpArgs& a) {
+  return PackedProducts<T, kLinears>::bytes(a.linear, a.threads, Buffers<T>(a).total());
 }
 
 template <typename T>
 void run(const MlpArgs& a, char* scratch) {
-  using A = Operand<T>;
-  Shared shared{};
-  shared.args = &a;
-  uint32_t* panels_of = reinterpret_cast<uint32_t*>(scratch);
-  for (int i = 0; i < kLinears; ++i) {
-    shared.packed[i] = {&a.linear[i], panels_of};
-    panels_of += packed_words<A>(a.linear[i].N, a.linear[i].K);
-  }
-  shared.scratch = scratch + weight_words<A>(a) * sizeof(uint32_t);
-  shared.scratch_bytes = Buffers<T>(a).total();
-  shared.packing.queue.count = PackTasks{shared.packed, kLinears}.count();
-  const int64_t rows = a.B * a.L, rounds = (rows + a.threads * kMostRows - 1) / (a.threads * kMostRows);
-  shared.queue.count = rounds * a.threads < rows ? rounds * a.threads : rows;
+  Shared<T> shared{a, {a.linear, scratch, Buffers<T>(a).total(), tasks_of(a.B * a.L, a.threads)}};
   run_on_threads(a.threads, work<T>, &shared);
 }
 

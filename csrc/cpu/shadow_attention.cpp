@@ -18,7 +18,6 @@ struct Shared {
   TaskQueue queue;
 };
 
-WINO_HD int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 WINO_HD int64_t up_to_panel(int64_t n) { return panels(n) * kPanel; }
 
 // A thread's memory.

@@ -20,7 +20,7 @@ struct Buffers {
     char* next = memory;
     const auto take = [&](int64_t n) {
       char* begin = next;
-      next += (n + 63) / 64 * 64;
+      next += aligned(n);
       return begin;
     };
     for (char*& each : x) each = take(a.B * a.L * a.D * size);

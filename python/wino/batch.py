@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import wino_kernels
+from wino_kernels.eager.norm_qkv_rope import rows_of
 
 from .config import GenerationConfig
 from .decoders.base import BlockState, keep_rows, per_request
 from .models.backbone import Backbone
-from .models.llada import rotary_rows, select_rows
+from .models.llada import rotary_rows
 
 _LAST_ACCEPTED_AT_START = 30
 
@@ -223,7 +224,7 @@ class Batch:
         if not verify:
             index = index[:, :, : index.shape[2] - self.num_shadow]
         part = index.flatten(0, 1)  # [B C, width + shadow]
-        embedded = select_rows(self.embedded.flatten(0, 1), part).unflatten(0, index.shape[:2])
+        embedded = rows_of(self.embedded.flatten(0, 1), part).unflatten(0, index.shape[:2])
         keys = self.num_real + (self.num_shadow if verify else 0)
         return self._pass(embedded, cos, sin, self.offsets, verify, lambda tensor: tensor, self.cache.part(part, keys))
 

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wino_kernels.eager.norm_qkv_rope import rotate
+
 from ..config import GenerationConfig
 from ..generation import generate
-from ..models.llada import LLaDAConfig, LLaDAModelLM, rotary_table, rotate
+from ..models.llada import LLaDAConfig, LLaDAModelLM, rotary_table
 
 OFFSET = 8
 TOKENS_PER_FORWARD = (3.0, 10.0)
@@ -96,7 +98,7 @@ def _look_back(block: Any, config: LLaDAConfig, offset: int) -> None:
     head_width = config.d_model // config.n_heads
     key = torch.zeros(1, 1, 1, head_width)
     key[..., : head_width // 2] = _SHARPNESS * math.sqrt(_HEAD_WIDTH / head_width)
-    query = rotate(key, rotary_table(config, torch.tensor([-offset])), True)
+    query = rotate(key, *rotary_table(config, torch.tensor([-offset])), True)
     for projection, vector in ((block.q_proj, query), (block.k_proj, key)):
         projection.weight.mul_(0.1)
         projection.bias.copy_(vector.flatten().repeat(config.n_heads))

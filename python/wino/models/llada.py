@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from wino_kernels import norm_qkv_rope, out_norm_swiglu
 from wino_kernels.backends import has_kernel
+from wino_kernels.eager.norm_qkv_rope import rms_norm, rotate, rows_of
 
 from ..cache import Store
 
@@ -164,9 +165,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LLaDABlock(nn.Module):
@@ -205,22 +204,9 @@ def rotary_table(config: Any, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], full_precision: bool) -> Tensor:
-    """Apply the rotary embedding to ``x`` (B, H, L, head_dim)."""
-    cos, sin = rotary
-    wide = x.float() if full_precision else x
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos.to(wide.dtype) + torch.cat((-second, first), dim=-1) * sin.to(wide.dtype)).to(x.dtype)
-
-
-def select_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows ``rows`` (B, R) of ``x`` (B, L, D), as (B, R, D)."""
-    return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[-1]))
-
-
 def rotary_rows(rotary: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
     """The part of a rotary table (B or 1, 1, L, head_dim) for rows ``rows`` (B, R)."""
-    cos, sin = (select_rows(table[:, 0].expand(len(rows), -1, -1), rows)[:, None] for table in rotary)
+    cos, sin = (rows_of(table[:, 0].expand(len(rows), -1, -1), rows)[:, None] for table in rotary)
     return cos, sin
 
 
@@ -272,7 +258,7 @@ def block_forward(
         key, value = store(key, value)
     attended = attend(query, key, value)
     if rows is not None:
-        x = select_rows(x, rows.leaving)
+        x = rows_of(x, rows.leaving)
         if rows.answers is not None:
             _, heads, _, head_dim = attended.shape
             attended = attended.gather(2, rows.answers[:, None, :, None].expand(-1, heads, -1, head_dim))
@@ -288,11 +274,11 @@ def _before_attention(
         return projected.unflatten(2, (-1, config.d_model // config.n_heads)).transpose(1, 2)
 
     normed = block.attn_norm(x)
-    key = rotate(heads(block.k_proj(normed)), rotary, config.rope_full_precision)
+    key = rotate(heads(block.k_proj(normed)), *rotary, config.rope_full_precision)
     value = heads(block.v_proj(normed))
     if query_rows is not None:
-        normed, rotary = select_rows(normed, query_rows), rotary_rows(rotary, query_rows)
-    return rotate(heads(block.q_proj(normed)), rotary, config.rope_full_precision), key, value
+        normed, rotary = rows_of(normed, query_rows), rotary_rows(rotary, query_rows)
+    return rotate(heads(block.q_proj(normed)), *rotary, config.rope_full_precision), key, value
 
 
 def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
