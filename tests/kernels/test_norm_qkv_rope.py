@@ -112,6 +112,22 @@ def test_a_row_does_not_depend_on_the_others(path: str, dtype: torch.dtype) -> N
             assert one.isnan().all() == ((b, row) in ((0, 50), (1, 3)))
 
 
+@over_paths("norm_qkv_rope")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neighbours_that_are_nearly_equal(path: str, dtype: torch.dtype) -> None:
+    """Equal rows in a run may share their products; rows that differ in one number, wherever it stands, may not."""
+    inputs = before_attention((1, 41, 40, 2, 2, 20, 0), dtype)
+    inputs["x"][0, 1:] = inputs["x"][0, 0]
+    for row in range(40):
+        inputs["x"][0, row + 1, row] += 4.0
+    tolerance = {"rtol": 0, "atol": 0.05 if path == "eager" else 0}  # the library's sums hang on the number of rows
+    together = wino_kernels.norm_qkv_rope(**inputs)
+    for row in range(41):
+        alone = inputs | {name: inputs[name][:, ..., row : row + 1, :] for name in ("x", "cos", "sin")}
+        for one, other in zip(wino_kernels.norm_qkv_rope(**alone), together, strict=True):
+            torch.testing.assert_close(one[0, :, 0], other[0, :, row], **tolerance)
+
+
 def test_large_weights_take_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = before_attention((1, 9, 24, 2, 1, 12, 0), torch.float32)
     expected = eager(**inputs)
