@@ -135,42 +135,6 @@ void wino_step(Address logits, int dtype, int64_t B, int64_t K, int64_t V, int64
                       score, scratch.get());
 }
 
-TileArgs tile_args(int64_t rows, Address candidate_ids, Address state) {
-  TileArgs args{};
-  args.rows = rows;
-  args.candidate_ids = at<const int64_t>(candidate_ids);
-  args.state = at<TileRow>(state);
-  return args;
-}
-
-void linear_score_tokens_begin(int64_t rows, Address state) {
-  kernels().linear_score_tokens_begin(tile_args(rows, 0, state));
-}
-
-void linear_score_tokens_tile(Address logits, int dtype, int64_t rows, int64_t width, int64_t row_stride,
-                              int64_t first_id, Address candidate_ids, Address temperature, int64_t temperature_stride,
-                              Address seed, Address state, int threads) {
-  TileArgs args = tile_args(rows, candidate_ids, state);
-  args.logits = at<const void>(logits);
-  args.dtype = dtype;
-  args.width = width;
-  args.row_stride = row_stride;
-  args.first_id = first_id;
-  args.temperature = {at<const float>(temperature), temperature_stride};
-  args.seed = at<const int64_t>(seed);
-  args.threads = threads;
-  kernels().linear_score_tokens_tile(args);
-}
-
-void linear_score_tokens_end(int64_t rows, int64_t V, Address candidate_ids, Address temperature,
-                             int64_t temperature_stride, Address seed, Address state, Address token_ids,
-                             Address confidence) {
-  TileArgs args = tile_args(rows, candidate_ids, state);
-  args.temperature = {at<const float>(temperature), temperature_stride};
-  args.seed = at<const int64_t>(seed);
-  kernels().linear_score_tokens_end(args, V, at<int64_t>(token_ids), at<float>(confidence));
-}
-
 LossArgs loss_args(Address logits, int dtype, int64_t rows, int64_t width, int64_t row_stride, int64_t first_id,
                    Address labels, int threads) {
   LossArgs args{};
@@ -248,6 +212,25 @@ class Scratch {
   std::unique_ptr<char[]> own_;
   void* begin_;
 };
+
+void linear_score_tokens(int dtype, int round_to, int64_t rows, int64_t row_stride, Address hidden, const Linear& head,
+                         Address candidate_ids, Address temperature, int64_t temperature_stride, Address seed,
+                         Address token_ids, Address confidence, int threads) {
+  const HeadArgs args{dtype,
+                      round_to,
+                      rows,
+                      row_stride,
+                      at<const void>(hidden),
+                      linear_args(head),
+                      at<const int64_t>(candidate_ids),
+                      {at<const float>(temperature), temperature_stride},
+                      at<const int64_t>(seed),
+                      at<int64_t>(token_ids),
+                      at<float>(confidence),
+                      threads};
+  const Kernels& chosen = kernels();
+  chosen.linear_score_tokens(args, Scratch(chosen.linear_score_tokens_bytes(args)).begin());
+}
 
 using Strides = std::tuple<int64_t, int64_t, int64_t>;
 
@@ -396,9 +379,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace wino::cpu;
   using release_gil = py::call_guard<py::gil_scoped_release>;
   m.def("score_tokens", &wino::cpu::score_tokens, release_gil());
-  m.def("linear_score_tokens_begin", &wino::cpu::linear_score_tokens_begin, release_gil());
-  m.def("linear_score_tokens_tile", &wino::cpu::linear_score_tokens_tile, release_gil());
-  m.def("linear_score_tokens_end", &wino::cpu::linear_score_tokens_end, release_gil());
+  m.def("linear_score_tokens", &wino::cpu::linear_score_tokens, release_gil());
   m.def("trajectory_loss_begin", &wino::cpu::trajectory_loss_begin, release_gil());
   m.def("trajectory_loss_tile", &wino::cpu::trajectory_loss_tile, release_gil());
   m.def("trajectory_loss_end", &wino::cpu::trajectory_loss_end, release_gil());
@@ -419,7 +400,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa);
   m.def("use_openmp_of", &use_openmp_of);
   m.def("threading_layer", &threading_layer);
-  m.attr("tile_row_bytes") = sizeof(TileRow);
   m.attr("loss_row_bytes") = sizeof(LossRow);
   m.attr("version") = WINO_VERSION;
 }

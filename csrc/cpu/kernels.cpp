@@ -5,9 +5,6 @@
 WINO_CPU_BEGIN
 
 extern const Kernels kKernels = {score_tokens,
-                                 linear_score_tokens_begin,
-                                 linear_score_tokens_tile,
-                                 linear_score_tokens_end,
                                  trajectory_loss_begin,
                                  trajectory_loss_tile,
                                  trajectory_loss_end,
@@ -15,6 +12,8 @@ extern const Kernels kKernels = {score_tokens,
                                  accept_remask,
                                  accept,
                                  wino_step,
+                                 linear_score_tokens_bytes,
+                                 linear_score_tokens,
                                  shadow_attention_bytes,
                                  shadow_attention,
                                  norm_qkv_rope_bytes,

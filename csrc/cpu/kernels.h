@@ -65,24 +65,6 @@ struct AcceptArgs {
   bool count_is_int64;
 };
 
-// Partial result of a row whose logits arrive tile by tile.
-struct TileRow {
-  double sum;
-  int64_t best_id;
-  float max, best, given, best_logit;
-};
-
-struct TileArgs {
-  const void* logits;  // [rows, width]: vocabulary indices first_id ... first_id + width
-  int dtype;
-  int64_t rows, width, row_stride, first_id;
-  const int64_t* candidate_ids;
-  Temperature temperature;
-  const int64_t* seed;
-  TileRow* state;  // [rows]
-  int threads;
-};
-
 // Running sums of a row of trajectory_loss: sum of e = exp(x - reference) and of (x - reference) e.
 struct LossRow {
   double sum, moment;
@@ -110,6 +92,20 @@ struct LinearArgs {
   const void* weight;
   const void* bias;
   int64_t N, K, stride;
+};
+
+// Scores of logits that are hidden rows [rows, head.K] times the LM head.
+struct HeadArgs {
+  int dtype, round_to;
+  int64_t rows, row_stride;
+  const void* hidden;
+  LinearArgs head;
+  const int64_t* candidate_ids;  // [rows]
+  Temperature temperature;
+  const int64_t* seed;  // [rows], read only where the temperature is above 0
+  int64_t* token_ids;   // [rows]
+  float* confidence;    // [rows]
+  int threads;
 };
 
 // Norm, query, key and value projection and rotary embedding of x [B, L, D].
@@ -188,9 +184,6 @@ struct TrunkArgs {
 
 struct Kernels {
   void (*score_tokens)(const ScoreArgs&);
-  void (*linear_score_tokens_begin)(const TileArgs&);
-  void (*linear_score_tokens_tile)(const TileArgs&);
-  void (*linear_score_tokens_end)(const TileArgs&, int64_t V, int64_t* token_ids, float* confidence);
   void (*trajectory_loss_begin)(const LossArgs&);
   void (*trajectory_loss_tile)(const LossArgs&);
   void (*trajectory_loss_end)(const LossArgs&, double* log_sum_exp, double* entropy, double* cross_entropy,
@@ -200,6 +193,8 @@ struct Kernels {
   void (*accept)(const AcceptArgs&);
   void (*wino_step)(const AcceptRemaskArgs&, const ScoreArgs&, int64_t* scratch);  // 3 int64 per position
   // These work in `bytes` bytes of scratch, which the function beside them counts.
+  int64_t (*linear_score_tokens_bytes)(const HeadArgs&);
+  void (*linear_score_tokens)(const HeadArgs&, void* scratch);
   int64_t (*shadow_attention_bytes)(const AttentionArgs&);
   void (*shadow_attention)(const AttentionArgs&, void* scratch);
   int64_t (*norm_qkv_rope_bytes)(const QkvArgs&);

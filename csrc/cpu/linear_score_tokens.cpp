@@ -1,72 +1,284 @@
-// The reduction behind a tiled LM head: each tile of logits is folded into the rows' running state while it is in
+// The LM head and the scores of its logits: each tile of logits is folded into the rows' running state while it is in
 // cache.
-#include "cpu/kernels.h"
 #include "cpu/operators.h"
 #include "cpu/reduce.h"
-#include "cpu/threads.h"
+#include "cpu/row_math.h"
 
 WINO_CPU_BEGIN
 
 namespace {
 
-constexpr int64_t kElementsPerThread = 32768;
+constexpr int64_t kTile = 256;                   // columns whose logits are alive, of the rows of a task
+constexpr int64_t kTileStride = kTile + Vec::N;  // rows a power of two apart would share few sets of the L1 cache
+constexpr int64_t kPartWords = 4096 / kPanel;    // of a column, multiplied at a time: a panel of them is half of L1
+constexpr int64_t kGroupRows = 128;              // rows of a task, at most
+constexpr int64_t kStretch = 16 * kTile;         // columns of a task, at least
+constexpr int64_t kMostStretches = 64;
+constexpr int64_t kMostRows = 1024;         // whose partial results are alive
+constexpr int64_t kMostGathered = 4 << 20;  // bytes of rows
 
-struct Shared {
-  const TileArgs* args;
-  TaskQueue queue;
+// Partial result of a row: of one stretch of columns.
+struct Score {
+  double sum;
+  int64_t best_id;
+  float max, best, given, best_logit;
+};
+
+WINO_HD int64_t stretch_of(int64_t V) {
+  const int64_t tiles = (V + kMostStretches * kTile - 1) / (kMostStretches * kTile);
+  return tiles * kTile > kStretch ? tiles * kTile : kStretch;
+}
+
+// Where a call's memory lies.
+template <typename T>
+struct Layout {
+  using A = Operand<T>;
+  int64_t stride;   // of gathered rows
+  int64_t at_once;  // rows
+  int64_t stretch, stretches;
+  int64_t wanted, gathered, scores, threads, thread_bytes, bytes;  // offsets, except for the last two
+
+  explicit Layout(const HeadArgs& a) {
+    const int64_t size = sizeof(A);
+    stride = padded<A>(a.head.K);
+    const int64_t fit = kMostGathered / (stride > 0 ? stride * size : 1);
+    at_once = fit < kRegisterRows ? static_cast<int64_t>(kRegisterRows) : fit < kMostRows ? fit : kMostRows;
+    at_once = at_once < a.rows ? at_once : a.rows;
+    stretch = stretch_of(a.head.N);
+    stretches = (a.head.N + stretch - 1) / stretch;
+    wanted = 0;
+    gathered = aligned(a.rows * static_cast<int64_t>(sizeof(int64_t)));
+    scores = gathered + aligned(at_once * stride * size);
+    threads = scores + aligned(at_once * stretches * static_cast<int64_t>(sizeof(Score)));
+    const int64_t group = at_once < kGroupRows ? at_once : kGroupRows;
+    thread_bytes = aligned(kPartWords * kPanel * static_cast<int64_t>(sizeof(uint32_t))) +
+                   group * kTileStride * static_cast<int64_t>(sizeof(float));
+    bytes = threads + a.threads * thread_bytes;
+  }
 };
 
 template <typename T>
-void fold_row(const TileArgs& a, int64_t r) {
-  const int64_t candidate = a.candidate_ids[r];
-  const T* x = static_cast<const T*>(a.logits) + r * a.row_stride;
-  TileRow& state = a.state[r];
-  const Draw draw = draw_of(a.temperature, a.seed, r);
+struct Shared {
+  const HeadArgs& args;
+  Layout<T> layout;
+  const int64_t* wanted;  // the rows that are scored now
+  int64_t rows, groups;
+  const Operand<T>* in;  // these rows
+  int64_t in_stride;
+  Score* scores;  // [stretches, rows]
+  char* scratch;
+  int64_t next_thread;
+  TaskQueue queue;
+};
 
-  RowState row{{state.max, state.sum}, {state.best, state.best_id}};
-  reduce_stretch(x, a.width, a.first_id, candidate == kDraft ? &draw : nullptr, row);
-  if (row.best.id != state.best_id) state.best_logit = to_float(x[row.best.id - a.first_id]);
-  if (candidate >= a.first_id && candidate < a.first_id + a.width) state.given = to_float(x[candidate - a.first_id]);
-  state.max = row.softmax.max;
-  state.sum = row.softmax.sum;
-  state.best = row.best.value;
-  state.best_id = row.best.id;
+template <typename Rounding, typename T>
+WINO_HD void round_logits(float* x, const T* bias, int64_t n) {
+  int64_t i = 0;
+  for (; i + Vec::N <= n; i += Vec::N) {
+    const Vec::F sum = Vec::load(x + i);
+    Vec::store(x + i, Round<Rounding>::all(bias == nullptr ? sum : Vec::add(sum, Vec::load(bias + i))));
+  }
+  for (; i < n; ++i) x[i] = Round<Rounding>::one(bias == nullptr ? x[i] : x[i] + to_float(bias[i]));
+}
+
+// Sums of one row become logits: n of them, then -inf up to whole steps of the reduction.
+template <typename T>
+WINO_HD void finish_logits(const HeadArgs& a, int64_t first_id, int64_t n, int64_t end, float* x) {
+  const T* bias = bias_of<T>(a.head, first_id);
+  switch (a.round_to) {
+    case kFloat32:
+      if (bias != nullptr) round_logits<float>(x, bias, n);
+      break;
+    case kBFloat16:
+      round_logits<BFloat16>(x, bias, n);
+      break;
+    default:
+      round_logits<Float16>(x, bias, n);
+  }
+  for (int64_t i = n; i < end; ++i) x[i] = -INFINITY;
+}
+
+WINO_HD void fold(const HeadArgs& a, int64_t r, int64_t first_id, const float* x, int64_t n, Score& score) {
+  const int64_t candidate = a.candidate_ids[r];
+  const Draw draw = draw_of(a.temperature, a.seed, r);
+  RowState row{{score.max, score.sum}, {score.best, score.best_id}};
+  reduce_stretch(x, n, first_id, candidate == kDraft ? &draw : nullptr, row);
+  if (row.best.id != score.best_id) score.best_logit = x[row.best.id - first_id];
+  if (candidate >= first_id && candidate < first_id + n) score.given = x[candidate - first_id];
+  score = {row.softmax.sum, row.best.id, row.softmax.max, row.best.value, score.given, score.best_logit};
+}
+
+// A part of a panel: numbers of some rows of the weight.
+template <typename T>
+struct Part {
+  const T* begin;
+  int64_t stride, rows, numbers;
+
+  Part(const LinearArgs& head, int64_t n, int64_t k, int64_t most)
+      : begin(static_cast<const T*>(head.weight) + n * head.stride + k),
+        stride(head.stride),
+        rows(n >= head.N           ? 0
+             : head.N - n < kPanel ? head.N - n
+                                   : kPanel),
+        numbers(head.K - k < most ? head.K - k : most) {}
+
+  // Share i ... j - 1 of `all`.
+  void prefetch(int64_t i, int64_t j, int64_t all) const {
+    for (int64_t r = rows * i / all; r < rows * j / all; ++r) {
+      for (int64_t k = 0; k < numbers; k += 64 / static_cast<int64_t>(sizeof(T))) Vec::prefetch(begin + r * stride + k);
+    }
+  }
+};
+
+template <typename T>
+void score_columns(const Shared<T>& shared, int64_t begin, int64_t end, int64_t first, int64_t count, Score* scores,
+                   char* scratch) {
+  using A = Operand<T>;
+  constexpr int64_t kPart = kPartWords * static_cast<int64_t>(sizeof(uint32_t) / sizeof(A));
+  const HeadArgs& a = shared.args;
+  const LinearArgs& head = a.head;
+  uint32_t* panel = reinterpret_cast<uint32_t*>(scratch);
+  float* logits = reinterpret_cast<float*>(panel + kPartWords * kPanel);
+  const A* in = shared.in + first * shared.in_stride;
+  for (int64_t i = 0; i < count; ++i) scores[i] = {0.0, -1, -INFINITY, -INFINITY, NAN, NAN};
+  for (int64_t tile = begin; tile < end; tile += kTile) {
+    const int64_t width = end - tile < kTile ? end - tile : kTile;
+    for (int64_t n = 0; n < width; n += kPanel) {
+      for (int64_t k = 0; k == 0 || k < head.K; k += kPart) {
+        const bool ends = k + kPart >= head.K;
+        const int64_t numbers = ends ? head.K - k : kPart;
+        const Part<T> next(head, ends ? tile + n + kPanel : tile + n, ends ? 0 : k + kPart, kPart);
+        pack_panel(static_cast<const T*>(head.weight) + k, head.stride, head.N, numbers, tile + n, panel);
+        for_each_run(0, count, [&](int64_t i, int64_t rows) {
+          next.prefetch(i, i + rows, count);
+          multiply_panel(in + i * shared.in_stride + k, rows, shared.in_stride, panel, numbers,
+                         logits + i * kTileStride + n, kTileStride, k > 0);
+        });
+      }
+    }
+    const int64_t whole = (width + 4 * Vec::N - 1) / (4 * Vec::N) * (4 * Vec::N);
+    for (int64_t i = 0; i < count; ++i) {
+      finish_logits<T>(a, tile, width, whole, logits + i * kTileStride);
+      fold(a, shared.wanted[first + i], tile, logits + i * kTileStride, whole, scores[i]);
+    }
+  }
 }
 
 template <typename T>
-void fold_rows(void* context) {
-  Shared& shared = *static_cast<Shared*>(context);
-  for (int64_t r; shared.queue.take(&r);) fold_row<T>(*shared.args, r);
+void work(void* context) {
+  Shared<T>& shared = *static_cast<Shared<T>*>(context);
+  const Layout<T>& layout = shared.layout;
+  const int64_t thread = __atomic_fetch_add(&shared.next_thread, 1, __ATOMIC_RELAXED), V = shared.args.head.N;
+  char* scratch = shared.scratch + thread * layout.thread_bytes;
+  for (int64_t task; shared.queue.take(&task);) {
+    // Neighbouring tasks read the same weights.
+    const int64_t stretch = task / shared.groups, group = task % shared.groups;
+    const int64_t begin = stretch * layout.stretch, end = begin + layout.stretch < V ? begin + layout.stretch : V;
+    const int64_t first = shared.rows * group / shared.groups, last = shared.rows * (group + 1) / shared.groups;
+    score_columns(shared, begin, end, first, last - first, shared.scores + stretch * shared.rows + first, scratch);
+  }
+}
+
+// From the stretches' results, joined from left to right.
+template <typename T>
+void finish_row(const Shared<T>& shared, int64_t i) {
+  const HeadArgs& a = shared.args;
+  const int64_t r = shared.wanted[i], candidate = a.candidate_ids[r];
+  ExpSum softmax = empty_exp_sum();
+  Best best = empty_best();
+  float best_logit = NAN, given = NAN;
+  for (int64_t stretch = 0; stretch < shared.layout.stretches; ++stretch) {
+    const Score& part = shared.scores[stretch * shared.rows + i];
+    softmax = merge(softmax, {part.max, part.sum});
+    if (part.given == part.given) given = part.given;
+    const Best challenger{part.best, part.best_id};
+    if (challenger.id < 0 || (best.id >= 0 && !beats(challenger, best))) continue;
+    best = challenger;
+    best_logit = part.best_logit;
+  }
+  const float confidence = probability(candidate == kDraft ? best_logit : given, softmax);
+  a.confidence[r] = confidence;
+  a.token_ids[r] = candidate != kDraft ? candidate : best.id >= 0 && confidence == confidence ? best.id : 0;
+}
+
+// Rows that need no logits are finished here; returns how many do.
+int64_t choose_rows(const HeadArgs& a, int64_t* wanted) {
+  int64_t count = 0;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const int64_t candidate = a.candidate_ids[r];
+    const bool drafts = candidate == kDraft;
+    if (drafts ? can_draw(draw_of(a.temperature, a.seed, r)) : candidate >= 0 && candidate < a.head.N) {
+      wanted[count++] = r;
+      continue;
+    }
+    a.token_ids[r] = drafts ? 0 : candidate;
+    a.confidence[r] = candidate == kSkip ? 0.0f : NAN;
+  }
+  return count;
+}
+
+template <typename T>
+void gather_rows(const HeadArgs& a, const int64_t* wanted, int64_t count, int64_t stride, Operand<T>* to) {
+  for (int64_t i = 0; i < count; ++i, to += stride) {
+    store_operands(static_cast<const T*>(a.hidden) + wanted[i] * a.row_stride, a.head.K, to);
+    pad_row(to, a.head.K);
+  }
+}
+
+int64_t groups_of(int64_t rows, int64_t stretches, int threads) {
+  const int64_t groups = (rows + kGroupRows - 1) / kGroupRows;
+  if (stretches >= threads || groups >= threads) return groups;
+  const int64_t most = (rows + kRegisterRows - 1) / kRegisterRows;
+  return threads < most ? threads : most;
+}
+
+template <typename T>
+void run(const HeadArgs& a, char* memory) {
+  const Layout<T> layout(a);
+  int64_t* wanted = reinterpret_cast<int64_t*>(memory + layout.wanted);
+  Operand<T>* gathered = reinterpret_cast<Operand<T>*>(memory + layout.gathered);
+  const int64_t all = choose_rows(a, wanted);
+  for (int64_t first = 0; first < all; first += layout.at_once) {
+    const int64_t rows = all - first < layout.at_once ? all - first : layout.at_once;
+    gather_rows<T>(a, wanted + first, rows, layout.stride, gathered);
+    const int64_t groups = groups_of(rows, layout.stretches, a.threads);
+    Shared<T> shared{a,
+                     layout,
+                     wanted + first,
+                     rows,
+                     groups,
+                     gathered,
+                     layout.stride,
+                     reinterpret_cast<Score*>(memory + layout.scores),
+                     memory + layout.threads,
+                     0,
+                     {layout.stretches * groups, 0}};
+    run_on_threads(a.threads, work<T>, &shared);
+    for (int64_t i = 0; i < rows; ++i) finish_row(shared, i);
+  }
 }
 
 }  // namespace
 
-void linear_score_tokens_begin(const TileArgs& a) {
-  for (int64_t r = 0; r < a.rows; ++r) a.state[r] = {0.0, -1, -INFINITY, -INFINITY, NAN, NAN};
-}
-
-void linear_score_tokens_tile(const TileArgs& a) {
-  Shared shared{&a, {a.rows, 0}};
-  const int64_t worth = a.rows * a.width / kElementsPerThread;
-  const int threads = worth < a.threads ? static_cast<int>(worth) : a.threads;
+int64_t linear_score_tokens_bytes(const HeadArgs& a) {
   switch (a.dtype) {
-    case kFloat32:
-      return run_on_threads(threads, fold_rows<float>, &shared);
     case kBFloat16:
-      return run_on_threads(threads, fold_rows<BFloat16>, &shared);
+      return Layout<BFloat16>(a).bytes;
     case kFloat16:
-      return run_on_threads(threads, fold_rows<Float16>, &shared);
+      return Layout<Float16>(a).bytes;
+    default:
+      return Layout<float>(a).bytes;
   }
 }
 
-void linear_score_tokens_end(const TileArgs& a, int64_t V, int64_t* token_ids, float* confidence) {
-  for (int64_t r = 0; r < a.rows; ++r) {
-    const TileRow& state = a.state[r];
-    const int64_t candidate = a.candidate_ids[r];
-    const bool draft = candidate == kDraft;
-    const bool valid = draft ? can_draw(draw_of(a.temperature, a.seed, r)) : candidate >= 0 && candidate < V;
-    confidence[r] = valid ? probability(draft ? state.best_logit : state.given, {state.max, state.sum}) : NAN;
-    token_ids[r] = !draft ? candidate : state.best_id >= 0 && confidence[r] == confidence[r] ? state.best_id : 0;
+void linear_score_tokens(const HeadArgs& a, void* scratch) {
+  switch (a.dtype) {
+    case kBFloat16:
+      return run<BFloat16>(a, static_cast<char*>(scratch));
+    case kFloat16:
+      return run<Float16>(a, static_cast<char*>(scratch));
+    default:
+      return run<float>(a, static_cast<char*>(scratch));
   }
 }
 

@@ -3,6 +3,8 @@
 
 #include <sched.h>
 
+#include <type_traits>
+
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 #include "cpu/vec.h"
@@ -51,12 +53,14 @@ template <typename T>
 WINO_HD void store_operands(const T* x, int64_t n, T* to) {
   memcpy(to, x, n * sizeof(T));
 }
-WINO_HD void store_operands(const BFloat16* x, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_float(x[i]);
+template <typename T>
+WINO_HD void widen(const T* x, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + Vec::N <= n; i += Vec::N) Vec::store(to + i, Vec::load(x + i));
+  for (; i < n; ++i) to[i] = to_float(x[i]);
 }
-WINO_HD void store_operands(const Float16* x, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_float(x[i]);
-}
+WINO_HD void store_operands(const BFloat16* x, int64_t n, float* to) { widen(x, n, to); }
+WINO_HD void store_operands(const Float16* x, int64_t n, float* to) { widen(x, n, to); }
 
 // Zeros behind a row of K operands, up to its padded length.
 template <typename A>
@@ -64,17 +68,27 @@ WINO_HD void pad_row(A* row, int64_t K) {
   for (int64_t k = K; k < padded<A>(K); ++k) from_float(0.0f, row + k);
 }
 
-// Word k of columns c ... c + Vec::N goes to panel[k][c]: a transposition, four words and four columns at a time.
+// Word k of columns c ... c + Vec::N goes to panel[k][c], or if it is a pair of bfloat16 that are multiplied as floats,
+// to panel[2 k][c] and panel[2 k + 1][c]: a transposition, four words and four columns at a time.
+template <bool splits>
 WINO_HD void transpose_columns(const uint32_t* from, int64_t stride, int64_t n, uint32_t* panel) {
+  const auto put = [&](int64_t k, Vec::U word) {
+    if (!splits) return Vec::store(panel + k * kPanel, word);
+    Vec::F each[2];
+    Vec::split_pairs(word, each);
+    for (int i = 0; i < 2; ++i) Vec::store(reinterpret_cast<float*>(panel) + (2 * k + i) * kPanel, each[i]);
+  };
   int64_t k = 0;
   for (; k + 4 <= n; k += 4) {
     Vec::U word[4];
     for (int i = 0; i < 4; ++i) word[i] = Vec::load_fours(from + i * stride + k, 4 * stride);
     Vec::transpose4(word);
-    for (int i = 0; i < 4; ++i) Vec::store(panel + (k + i) * kPanel, word[i]);
+    for (int i = 0; i < 4; ++i) put(k + i, word[i]);
   }
   for (; k < n; ++k) {
-    for (int c = 0; c < Vec::N; ++c) memcpy(panel + k * kPanel + c, from + c * stride + k, sizeof(uint32_t));
+    uint32_t word[Vec::N];
+    for (int c = 0; c < Vec::N; ++c) word[c] = from[c * stride + k];
+    put(k, Vec::load_fours(word, 4));
   }
 }
 
@@ -83,10 +97,11 @@ template <typename T>
 void pack_columns(const T* rows, int64_t stride, int64_t number, int64_t K, uint32_t* panel) {
   using A = Operand<T>;
   constexpr int64_t kStretch = 32;  // numbers
-  const bool as_it_is = sizeof(A) == sizeof(T) && number == Vec::N && K % 2 == 0 && stride % 2 == 0;
+  constexpr bool splits = std::is_same<T, BFloat16>::value && sizeof(A) == sizeof(float);
+  const bool as_it_is = (sizeof(A) == sizeof(T) || splits) && number == Vec::N && K % 2 == 0 && stride % 2 == 0;
   if (as_it_is && reinterpret_cast<uintptr_t>(rows) % sizeof(uint32_t) == 0) {
-    const int64_t word_stride = stride * static_cast<int64_t>(sizeof(T)) / 4;
-    return transpose_columns(reinterpret_cast<const uint32_t*>(rows), word_stride, words<A>(K), panel);
+    constexpr int64_t each = sizeof(uint32_t) / sizeof(T);
+    return transpose_columns<splits>(reinterpret_cast<const uint32_t*>(rows), stride / each, K / each, panel);
   }
   uint32_t stretch[Vec::N][kStretch];
   for (int64_t k = 0; k < K; k += kStretch) {
@@ -96,7 +111,7 @@ void pack_columns(const T* rows, int64_t stride, int64_t number, int64_t K, uint
       store_operands(rows + c * stride + k, count, to);
       pad_row(to, count);
     }
-    transpose_columns(stretch[0], kStretch, words<A>(count), panel + words<A>(k) * kPanel);
+    transpose_columns<false>(stretch[0], kStretch, words<A>(count), panel + words<A>(k) * kPanel);
   }
 }
 
@@ -118,12 +133,16 @@ WINO_HD Vec::F multiply_add(const float* a, Vec::F b, Vec::F sum) { return Vec::
 WINO_HD Vec::F multiply_add(const BFloat16* a, Vec::F b, Vec::F sum) { return Vec::add_pairs(a, b, sum); }
 #endif
 
-// sum[r][c] = row r of a (R, K) times column c of a panel; rows are `stride` apart.
+// sum[r][c] = row r of a (R, K) times column c of a panel, added to what is there if `adds`; rows are `stride` apart.
 template <int R, typename A>
-void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n, float* sum, int64_t sum_stride) {
+void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n, float* sum, int64_t sum_stride,
+                   bool adds) {
   constexpr int each = sizeof(uint32_t) / sizeof(A);
   Vec::F total[R][2];
   for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = Vec::splat(0.0f);
+  for (int r = 0; r < R && adds; ++r) {
+    for (int i = 0; i < 2; ++i) total[r][i] = Vec::load(sum + r * sum_stride + i * Vec::N);
+  }
   const float* column = reinterpret_cast<const float*>(panel);
   for (int64_t k = 0; k < n; ++k, column += kPanel, a += each) {
     const Vec::F left = Vec::load(column), right = Vec::load(column + Vec::N);
@@ -141,14 +160,14 @@ void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n,
 template <typename A, int R>
 struct RowsAtOnce {
   static void run(int64_t rows, const A* a, int64_t stride, const uint32_t* panel, int64_t n, float* sum,
-                  int64_t sum_stride) {
-    if (rows == R) return multiply_rows<R>(a, stride, panel, n, sum, sum_stride);
-    RowsAtOnce<A, R - 1>::run(rows, a, stride, panel, n, sum, sum_stride);
+                  int64_t sum_stride, bool adds) {
+    if (rows == R) return multiply_rows<R>(a, stride, panel, n, sum, sum_stride, adds);
+    RowsAtOnce<A, R - 1>::run(rows, a, stride, panel, n, sum, sum_stride, adds);
   }
 };
 template <typename A>
 struct RowsAtOnce<A, 0> {
-  static void run(int64_t, const A*, int64_t, const uint32_t*, int64_t, float*, int64_t) {}
+  static void run(int64_t, const A*, int64_t, const uint32_t*, int64_t, float*, int64_t, bool) {}
 };
 
 // Cuts rows begin ... end - 1 into runs of nearly the same length, as long as registers allow: f(first, rows).
@@ -164,10 +183,10 @@ WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
 // The same for any number of rows. A row's sums do not depend on the rows beside it.
 template <typename A>
 void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
-                    int64_t sum_stride) {
+                    int64_t sum_stride, bool adds = false) {
   for_each_run(0, rows, [&](int64_t first, int64_t number) {
     RowsAtOnce<A, kRegisterRows>::run(number, a + first * stride, stride, panel, words<A>(K), sum + first * sum_stride,
-                                      sum_stride);
+                                      sum_stride, adds);
   });
 }
 

@@ -7,9 +7,8 @@
 WINO_CPU_BEGIN
 
 void score_tokens(const ScoreArgs& args);
-void linear_score_tokens_begin(const TileArgs& args);
-void linear_score_tokens_tile(const TileArgs& args);
-void linear_score_tokens_end(const TileArgs& args, int64_t V, int64_t* token_ids, float* confidence);
+int64_t linear_score_tokens_bytes(const HeadArgs& args);
+void linear_score_tokens(const HeadArgs& args, void* scratch);
 void trajectory_loss_begin(const LossArgs& args);
 void trajectory_loss_tile(const LossArgs& args);
 void trajectory_loss_end(const LossArgs& args, double* log_sum_exp, double* entropy, double* cross_entropy,

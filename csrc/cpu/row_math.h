@@ -34,11 +34,13 @@ struct Round<BFloat16> {
 
 template <>
 struct Round<Float16> {
-  WINO_MEMBER static void store(Float16* to, Vec::F x) {
-    float values[Vec::N];
-    Vec::store(values, x);
-    for (int i = 0; i < Vec::N; ++i) from_float(values[i], to + i);
+  WINO_MEMBER static float one(float x) {
+    Float16 stored;
+    from_float(x, &stored);
+    return to_float(stored);
   }
+  WINO_MEMBER static Vec::F all(Vec::F x) { return Vec::round_float16(x); }
+  WINO_MEMBER static void store(Float16* to, Vec::F x) { Vec::store_float16(to, x); }
 };
 
 // What a linear layer returns for a row: sum + bias, rounded. bias may be nullptr.

@@ -29,9 +29,7 @@ struct Vec {
     out[1] = load(p + N);
   }
   WINO_MEMBER static void load_any_order(const BFloat16* p, F out[2]) {
-    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16));
-    out[1] = _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
+    split_pairs(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), out);
   }
   WINO_MEMBER static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   WINO_MEMBER static void store(uint32_t* p, U a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
@@ -60,11 +58,23 @@ struct Vec {
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
   }
+  WINO_MEMBER static __m128i to_float16(F a) {
+    return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  WINO_MEMBER static F round_float16(F a) { return _mm256_cvtph_ps(to_float16(a)); }
+  WINO_MEMBER static void store_float16(Float16* p, F a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_float16(a));
+  }
   // Lane group g of four from p + g stride.
   WINO_MEMBER static U load_fours(const uint32_t* p, int64_t stride) {
     const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_inserti128_si256(_mm256_castsi128_si256(low),
                                    _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + stride)), 1);
+  }
+  // Pairs of bfloat16, the first of each in the low half.
+  WINO_MEMBER static void split_pairs(U pairs, F out[2]) {
+    out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    out[1] = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
   }
   WINO_MEMBER static void pause() { _mm_pause(); }
   WINO_MEMBER static F div(F a, F b) { return _mm256_div_ps(a, b); }

@@ -28,11 +28,7 @@ struct Vec {
     out[0] = load(p);
     out[1] = load(p + N);
   }
-  WINO_MEMBER static void load_any_order(const BFloat16* p, F out[2]) {
-    const __m512i raw = _mm512_loadu_si512(p);
-    out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
-    out[1] = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
-  }
+  WINO_MEMBER static void load_any_order(const BFloat16* p, F out[2]) { split_pairs(_mm512_loadu_si512(p), out); }
   WINO_MEMBER static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   WINO_MEMBER static void store(uint32_t* p, U a) { _mm512_storeu_si512(p, a); }
   // 1 / a for normal a, to within 2e-7.
@@ -76,6 +72,13 @@ struct Vec {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
   }
 #endif
+  WINO_MEMBER static __m256i to_float16(F a) {
+    return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  WINO_MEMBER static F round_float16(F a) { return _mm512_cvtph_ps(to_float16(a)); }
+  WINO_MEMBER static void store_float16(Float16* p, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_float16(a));
+  }
   // Lane group g of four from p + g stride.
   WINO_MEMBER static U load_fours(const uint32_t* p, int64_t stride) {
     const auto four = [&](int g) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + g * stride)); };
@@ -83,6 +86,11 @@ struct Vec {
     a = _mm512_inserti32x4(a, four(1), 1);
     a = _mm512_inserti32x4(a, four(2), 2);
     return _mm512_inserti32x4(a, four(3), 3);
+  }
+  // Pairs of bfloat16, the first of each in the low half.
+  WINO_MEMBER static void split_pairs(U pairs, F out[2]) {
+    out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    out[1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
   }
   WINO_MEMBER static void pause() { _mm_pause(); }
   WINO_MEMBER static F div(F a, F b) { return _mm512_div_ps(a, b); }

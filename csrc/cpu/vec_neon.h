@@ -43,8 +43,17 @@ struct Vec {
   WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
     vst1_u16(reinterpret_cast<uint16_t*>(p), vshrn_n_u32(vreinterpretq_u32_f32(round_bfloat16(a)), 16));
   }
+  WINO_MEMBER static F round_float16(F a) { return vcvt_f32_f16(vcvt_f16_f32(a)); }
+  WINO_MEMBER static void store_float16(Float16* p, F a) {
+    vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(a)));
+  }
   // Lane group g of four from p + g stride: there is one.
   WINO_MEMBER static U load_fours(const uint32_t* p, int64_t) { return vld1q_u32(p); }
+  // Pairs of bfloat16, the first of each in the low half.
+  WINO_MEMBER static void split_pairs(U pairs, F out[2]) {
+    out[0] = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
+    out[1] = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xFFFF0000u)));
+  }
   WINO_MEMBER static void pause() { __asm__ volatile("yield"); }
   WINO_MEMBER static F div(F a, F b) { return vdivq_f32(a, b); }
   WINO_MEMBER static F add(F a, F b) { return vaddq_f32(a, b); }

@@ -51,11 +51,27 @@ struct Vec {
   WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
     for (int i = 0; i < N; ++i) from_float(a[i], p + i);
   }
+  WINO_MEMBER static F round_float16(F a) {
+    for (int i = 0; i < N; ++i) {
+      Float16 rounded;
+      from_float(a[i], &rounded);
+      a[i] = to_float(rounded);
+    }
+    return a;
+  }
+  WINO_MEMBER static void store_float16(Float16* p, F a) {
+    for (int i = 0; i < N; ++i) from_float(a[i], p + i);
+  }
   // Lane group g of four from p + g stride: there is one.
   WINO_MEMBER static U load_fours(const uint32_t* p, int64_t) {
     U a;
     memcpy(&a, p, sizeof(a));
     return a;
+  }
+  // Pairs of bfloat16, the first of each in the low half.
+  WINO_MEMBER static void split_pairs(U pairs, F out[2]) {
+    const U half[2] = {pairs << 16, pairs & 0xFFFF0000u};
+    memcpy(out, half, sizeof(half));
   }
   WINO_MEMBER static void pause() {}
   WINO_MEMBER static F div(F a, F b) { return a / b; }

@@ -195,7 +195,7 @@ def test_one_bad_logit_anywhere(path: str, dtype: torch.dtype, bad: float) -> No
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_banned_tokens(path: str, dtype: torch.dtype) -> None:
     for vocabulary in (2, 33, 129, 1000):
-        allowed = torch.arange(0, vocabulary, share(path) if vocabulary == 1000 else 1)
+        allowed = torch.arange(0, vocabulary, share(path) if vocabulary > 100 else 1)
         logits = torch.full((len(allowed), vocabulary), -INF, dtype=dtype)
         logits.scatter_(1, allowed[:, None], -3.0)
         for temperature in (0.0, 50.0):
@@ -260,7 +260,7 @@ def test_bits_do_not_depend_on_the_batch(path: str, dtype: torch.dtype, temperat
     assert same(odd, (beside_nan[0][odd], beside_nan[1][odd]))
 
 
-@over_paths("score_tokens")
+@pytest.mark.parametrize("path", [path for path in paths("score_tokens") if path.startswith("cpu")], indirect=True)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_bits_do_not_depend_on_the_number_of_threads(path: str, temperature: float) -> None:
     before = torch.get_num_threads()
@@ -344,8 +344,8 @@ def drawn(path: str, logits: Tensor, **noise: Any) -> Tensor:
         return wino_kernels.draft_confidence(logits, **noise)[0]
     with wino_kernels.use_backend("eager"):
         tokens, _ = wino_kernels.draft_confidence(logits, **noise)
-    few = len(logits) // share(path) // 4  # of the seeds of an integer, the first rows'
-    assert torch.equal(wino_kernels.draft_confidence(logits[:few], **noise)[0], tokens[:few]) and few > 200
+    few = len(logits) // share(path) // 10  # of the seeds of an integer, the first rows'
+    assert torch.equal(wino_kernels.draft_confidence(logits[:few], **noise)[0], tokens[:few]) and few > 100
     return tokens
 
 

@@ -239,9 +239,11 @@ def test_errors_stay_below_those_of_the_definition(path: str, dtype: torch.dtype
         assert ((ours.sums - wanted.sums).abs() <= 2 * (theirs.sums - wanted.sums).abs() + rounding).all()
     assert torch.equal(ours.counts, theirs.counts)
     assert torch.allclose(ours.sums, theirs.sums, rtol=1e-4, atol=1e-4)
-    for mine, other, want in zip(grads_ours, grads_theirs, grads_wanted, strict=True):
+    for mine, other, want, factor in zip(grads_ours, grads_theirs, grads_wanted, leaves[::-1], strict=True):
         off, allowed = (float((grad.double() - want).norm()) for grad in (mine, other))
-        assert off <= 1.5 * allowed + 1e-6 * float(want.norm()) + 1e-12
+        # Of one token the gradient is zero, but for the rounding of a logit that forward and backward both compute.
+        size = want.norm() if vocabulary > 1 else factor.detach().norm()
+        assert off <= 1.5 * allowed + 1e-6 * float(size) + 1e-12
 
 
 @pytest.mark.parametrize("path", [path for path in paths("trajectory_loss") if path.startswith("cpu")], indirect=True)
