@@ -120,7 +120,8 @@ class Batch:
         seen[:, 1:, : self.prompt_length] = mask_id
         if guide is not None:
             seen[:, 1, : self.prompt_length], shown[:, 1] = guide
-        self.embedded = backbone.embed(seen)  # [B, C, L, H]
+        self.embedded = backbone.embed(seen).contiguous()  # [B, C, L, H]
+        self.embedded_rows = self._rows_of_blocks()
         positions = (shown.long().cumsum(2) - 1).clamp(min=0)  # [B, C, P]
         behind = torch.arange(1, self.num_real - self.prompt_length + 1, device=visible.device)
         positions = torch.cat((positions, positions[:, :, -1:] + behind), dim=2)  # [B, C, P + G]
@@ -147,6 +148,7 @@ class Batch:
         idle = torch.tensor([block is None for block in blocks], device=device)
         self.block_start.copy_(self.prompt_length + number * self.block_length)
         self.block_positions.copy_(self.block_start[:, None] + self.offsets)
+        self.embedded_rows.copy_(self._rows_of_blocks())
         self._read_blocks()
         fresh = state.tokens == self.backbone.mask_token_id
         state.masked.copy_(torch.where(starting[:, None], fresh, state.masked) & ~idle[:, None])
@@ -189,11 +191,15 @@ class Batch:
         self.accepted_at.scatter_(1, self.block_positions - self.prompt_length, self.block_accepted_at)
         self._embed_blocks()
 
+    def _rows_of_blocks(self) -> Tensor:
+        """(B, C, K) int64, where the blocks' rows are among all that are embedded."""
+        batch, copies, length, _ = self.embedded.shape
+        first = torch.arange(batch * copies, device=self.embedded.device).view(batch, copies, 1) * length
+        return first + self.block_positions[:, None]
+
     def _embed_blocks(self) -> None:
-        fresh = self.backbone.embed(self.state.tokens)[:, None]  # [B, 1, K, H]
-        copies, width = self.embedded.shape[1], self.embedded.shape[-1]
-        rows = self.block_positions[:, None, :, None].expand(-1, copies, -1, width)
-        self.embedded.scatter_(2, rows, fresh.expand(-1, copies, -1, -1))
+        fresh = self.backbone.embed(self.state.tokens)[:, None].expand(-1, self.embedded.shape[1], -1, -1)
+        self.embedded.view(-1, fresh.shape[-1]).index_copy_(0, self.embedded_rows.view(-1), fresh.flatten(0, 2))
 
     def draw_seeds(self) -> None:
         """This step's seed of each row's random draws (SPEC section 6, random draws)."""

@@ -115,7 +115,7 @@ def test_thresholds_per_sequence(path: str) -> None:
 @over_paths("accept_remask_")
 def test_whole_decodes(path: str) -> None:
     """From all masks to the end, each step's confidences new: every state a decode passes through."""
-    rows, width = 16 if share(path) == 1 else 8, 48
+    rows, width = 16 if share(path) == 1 else 4, 48
     for verify_last in (False, True):
         blocks = [oracle.Block([MASK] * width, set(range(width)), set(), 30) for _ in range(rows)]
         steps = 0
@@ -261,7 +261,7 @@ def test_nan_that_nobody_reads(path: str) -> None:
 @pytest.mark.parametrize("verify_last", [False, True])
 def test_nan_thresholds(path: str, verify_last: bool) -> None:
     """Nothing is above or below NaN, whichever its sign: the surest draft is accepted, no token is taken back."""
-    rows, width = 60, 24
+    rows, width = 60 if share(path) == 1 else 16, 24
     ids, confidence = torch.randint(0, 900, (rows, width)), torch.rand(rows, width)
     nan, number = torch.tensor([NAN, -NAN]).repeat(rows // 2), torch.tensor(0.5)
     for threshold, threshold_back in ((nan, number), (number, nan), (nan, nan), (nan[0], nan[1]), (nan[1], nan[0])):

@@ -340,11 +340,11 @@ def test_temperature_that_is_none(path: str) -> None:
 
 def drawn(path: str, logits: Tensor, **noise: Any) -> Tensor:
     """One draw per row; where not every row is drawn on this path, eager draws them all and those must be the same."""
-    if share(path) == 1:
+    if path not in ("triton", "cuda"):
         return wino_kernels.draft_confidence(logits, **noise)[0]
     with wino_kernels.use_backend("eager"):
         tokens, _ = wino_kernels.draft_confidence(logits, **noise)
-    few = len(logits) // share(path) // 10  # of the seeds of an integer, the first rows'
+    few = len(logits) // 300  # of the seeds of an integer, the first rows'
     assert torch.equal(wino_kernels.draft_confidence(logits[:few], **noise)[0], tokens[:few]) and few > 100
     return tokens
 
