@@ -43,7 +43,7 @@ lint: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	rm -f build/bench.jsonl
 	$(BIN)/python -m pytest benchmarks --rows build/bench.jsonl
-	mv build/bench.jsonl docs/bench.jsonl
+	mv build/bench.jsonl docs/bench_$$($(BIN)/python -c 'from wino_kernels import backends; print(backends.cpu_isa())').jsonl
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/tables.py
 

@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,11 @@ def _line(row: dict[str, Any]) -> str | None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not _ROWS:
         return
-    isa = wino_kernels.backends.cpu_isa()
-    terminalreporter.section(
-        f"{platform.machine()} {isa}, torch {torch.__version__}, {config.getoption('--threads')} threads"
-    )
+    isa, threads = wino_kernels.backends.cpu_isa(), config.getoption("--threads")
+    terminalreporter.section(f"{platform.machine()} {isa}, torch {torch.__version__}, {threads} threads")
     for line in filter(None, map(_line, _ROWS)):
         terminalreporter.write_line(line)
     if path := config.getoption("--rows"):
+        machine = {"isa": isa, "torch": torch.__version__, "threads": threads, "date": str(date.today())}
         with Path(path).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in _ROWS)
+            file.writelines(json.dumps(row) + "\n" for row in ({"kind": "machine", **machine}, *_ROWS))

@@ -2,19 +2,18 @@
 
     python benchmarks/plots.py
 
-Reads docs/bench.jsonl (from `make bench`) and writes docs/bench_roofline.png, docs/bench_step.png and
+Reads the newest docs/bench_ISA.jsonl (from `make bench`) and writes docs/bench_roofline.png, docs/bench_step.png and
 docs/bench_scaling.png.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from tables import ROOT
+from tables import ROOT, measured
 
 from wino.benchmark.timing import PHASES
 
@@ -75,7 +74,7 @@ def roofline(rows: list[Row], path: Path) -> None:
     axis.legend(fontsize=8, frameon=False, loc="lower right")
     axis.grid(which="major", alpha=0.25)
     right = {"textcoords": "offset points", "ha": "right", "fontsize": 8}
-    axis.annotate(f"bfloat16 matrix product: {peak / 1e9:.0f}", (ends[1], peak / 1e9), (-4, 4), **right)
+    axis.annotate(f"matrix product: {peak / 1e9:.0f}", (ends[1], peak / 1e9), (-4, 4), **right)
     figure.canvas.draw()  # from here on the slope of the limit on paper is known
     corners = axis.transData.transform([(ends[0], ends[0] * bandwidth), (ridge, ridge * bandwidth)])
     slope = math.degrees(math.atan2(*(corners[1] - corners[0])[::-1]))
@@ -165,7 +164,7 @@ def _per_sequence(row: Row) -> float:
 
 
 def main() -> None:
-    rows = [json.loads(line) for line in (DOCS / "bench.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = next(iter(measured().values()))
     roofline(rows, DOCS / "bench_roofline.png")
     step(rows, DOCS / "bench_step.png")
     scaling(rows, DOCS / "bench_scaling.png")

@@ -2,19 +2,22 @@
 
     python benchmarks/tables.py
 
-Reads docs/bench.jsonl (`make bench`), docs/quality.json and docs/pictures.json (`make quality`) and docs/wino_plus.json
-(`make plus`), and replaces what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` in README.md, in docs/
-and in the model cards.
+Reads docs/bench_ISA.jsonl (`make bench`, a file for each instruction set), docs/quality.json and docs/pictures.json
+(`make quality`) and docs/wino_plus.json (`make plus`), and replaces what stands between `<!-- NAME: begin -->` and
+`<!-- NAME: end -->` in README.md, in docs/ and in the model cards.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from wino.benchmark.timing import PHASES
+
+Rows = list[dict[str, Any]]
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
@@ -39,22 +42,33 @@ def settings_of(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in row.get("settings", {}).items())
 
 
-def kernels(rows: list[dict[str, Any]]) -> str:
+def measured() -> dict[str, Rows]:
+    """What `make bench` found with each instruction set, the newest first."""
+    found = {}
+    for path in sorted((ROOT / "docs").glob("bench_*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found[path.stem.removeprefix("bench_")] = rows
+    return dict(sorted(found.items(), key=lambda run: run[1][0]["date"], reverse=True))
+
+
+def kernels(runs: dict[str, Rows]) -> str:
     """Every figure of an operator that has a bar: ratios with their intervals, and memory."""
-    body = [[*_ratio_cells(row), f"{row['bar']:g}x"] for row in _ratios(rows, "kernels")]
-    for row in rows:
-        if row["kind"] == "memory" and row["mib"] is not None:
-            body.append([row["what"], f"**{row['mib']:.1f} MiB**", "", f"< {row['bar']:g} MiB"])
-    return table(["measured", "ratio", "95 % interval", "bar"], body)
+    ratios = _side_by_side({isa: _ratios(rows, "kernels") for isa, rows in runs.items()}, _ratio_cell)
+    body = [[what, *cells, f"{row['bar']:g}x"] for what, cells, row in ratios]
+    peaks = {isa: [r for r in rows if r["kind"] == "memory" and r["mib"] is not None] for isa, rows in runs.items()}
+    for what, cells, row in _side_by_side(peaks, lambda row: f"**{row['mib']:.1f} MiB**"):
+        body.append([what, *cells, f"< {row['bar']:g} MiB"])
+    return table(["measured", *runs, "bar"], body)
 
 
-def decode(rows: list[dict[str, Any]]) -> str:
+def decode(runs: dict[str, Rows]) -> str:
     """Whole decodes: every ratio, with its bar and what was decoded."""
-    body = [[*_ratio_cells(row), f"{row['bar']:g}x", row["note"]] for row in _ratios(rows, "decode")]
-    return table(["measured", "ratio", "95 % interval", "bar", "decoded"], body)
+    ratios = _side_by_side({isa: _ratios(rows, "decode") for isa, rows in runs.items()}, _ratio_cell)
+    body = [[what, *cells, f"{row['bar']:g}x", row["note"]] for what, cells, row in ratios]
+    return table(["measured", *runs, "bar", "decoded"], body)
 
 
-def steps(rows: list[dict[str, Any]]) -> str:
+def steps(rows: Rows) -> str:
     """Every decode of a row with a bar: its speed, its steps, where a step's time goes, its memory."""
     body = []
     for row in rows:
@@ -69,13 +83,23 @@ def steps(rows: list[dict[str, Any]]) -> str:
     return table(columns, body)
 
 
-def _ratios(rows: list[dict[str, Any]], section: str) -> list[dict[str, Any]]:
+def _ratios(rows: Rows, section: str) -> Rows:
     return [row for row in rows if row["kind"] == "ratio" and row["table"] == section]
 
 
-def _ratio_cells(row: dict[str, Any]) -> list[str]:
+def _side_by_side(
+    runs: dict[str, Rows], cell: Callable[[dict[str, Any]], str]
+) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
+    """What was measured, a cell for each run (empty where it was not), and the row of the newest run that has it."""
+    found = {isa: {row["what"]: row for row in rows} for isa, rows in runs.items()}
+    for what in dict.fromkeys(what for rows in found.values() for what in rows):
+        own = [rows.get(what) for rows in found.values()]
+        yield what, ["" if row is None else cell(row) for row in own], next(filter(None, own))
+
+
+def _ratio_cell(row: dict[str, Any]) -> str:
     digits = 1 if row["ratio"] >= 10 else 2
-    return [row["what"], f"**{row['ratio']:.{digits}f}x**", f"{row['low']:.{digits}f} - {row['high']:.{digits}f}"]
+    return f"**{row['ratio']:.{digits}f}x** [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
 def quality(figures: dict[str, Any]) -> str:
@@ -153,10 +177,9 @@ def replace(document: str, name: str, text: str) -> str:
 
 def main() -> None:
     sections: dict[str, str] = {}
-    bench, results = ROOT / "docs" / "bench.jsonl", ROOT / "docs" / "quality.json"
-    if bench.exists():
-        rows = [json.loads(line) for line in bench.read_text().splitlines()]
-        sections |= {"kernels": kernels(rows), "decode": decode(rows), "steps": steps(rows)}
+    if runs := measured():
+        sections |= {"kernels": kernels(runs), "decode": decode(runs), "steps": steps(next(iter(runs.values())))}
+    results = ROOT / "docs" / "quality.json"
     if results.exists():
         figures = json.loads(results.read_text())
         sections |= {"quality": quality(figures), "headline": headline(figures)}

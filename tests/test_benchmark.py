@@ -240,16 +240,32 @@ def some_rows(measured: Any) -> list[dict[str, Any]]:
 def test_tables_and_plots_of_a_run(peaked: Calibrated, tmp_path: Path) -> None:
     measured = measure(Workload(peaked.model, PROMPTS, None, CONFIG), {"exact": {}}, rounds=1)
     rows = json.loads(json.dumps(some_rows(measured)))
-    assert "| a kernel | **12.3x** | 11.0 - 13.0 | 10x |" in tables.kernels(rows)
-    assert "| memory | **3.2 MiB** |  | < 16 MiB |" in tables.kernels(rows)
-    assert "| a decode | **12.3x** | 11.0 - 13.0 | 10x | 5 tokens a forward |" in tables.decode(rows)
-    assert "a decode" not in tables.kernels(rows) and "a kernel" not in tables.decode(rows)
+    older = [{**row, "ratio": 5.0} for row in rows if row["kind"] == "ratio"]
+    older.append({**older[0], "what": "no longer measured"})
+    runs = {"avx2": rows, "neon": older}
+    assert "| measured | avx2 | neon | bar |" in tables.kernels(runs)
+    assert "| a kernel | **12.3x** [11.0, 13.0] | **5.00x** [11.00, 13.00] | 10x |" in tables.kernels(runs)
+    assert "| no longer measured |  | **5.00x** [11.00, 13.00] | 10x |" in tables.kernels(runs)
+    assert "| memory | **3.2 MiB** |  | < 16 MiB |" in tables.kernels(runs)
+    decoded = "| a decode | **12.3x** [11.0, 13.0] | **5.00x** [11.00, 13.00] | 10x | 5 tokens a forward |"
+    assert decoded in tables.decode(runs)
+    assert "a decode" not in tables.kernels(runs) and "a kernel" not in tables.decode(runs)
     lines = tables.steps(rows).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     for draw in (plots.roofline, plots.step, plots.scaling):
         path = tmp_path / f"{draw.__name__}.png"
         draw(rows, path)
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_newest_run_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docs").mkdir()
+    for isa, day in (("avx2", "2026-11-27"), ("avx512", "2026-12-01"), ("neon", "2025-12-31")):
+        rows = {"kind": "machine", "date": day}, {"kind": "fit"}
+        (tmp_path / "docs" / f"bench_{isa}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert list(tables.measured()) == ["avx512", "avx2", "neon"]
+    assert all(rows[1] == {"kind": "fit"} for rows in tables.measured().values())
 
 
 # --- wino bench -------------------------------------------------------------------------------------------------------

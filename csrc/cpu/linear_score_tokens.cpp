@@ -12,6 +12,7 @@ constexpr int64_t kTile = 256;                   // columns whose logits are ali
 constexpr int64_t kTileStride = kTile + Vec::N;  // rows a power of two apart would share few sets of the L1 cache
 constexpr int64_t kPartWords = 4096 / kPanel;    // of a column, multiplied at a time: a panel of them is half of L1
 constexpr int64_t kGroupRows = 128;              // rows of a task, at most
+constexpr int64_t kMostOfThreads = 8 << 20;      // bytes of all threads together
 constexpr int64_t kStretch = 16 * kTile;         // columns of a task, at least
 constexpr int64_t kMostStretches = 64;
 constexpr int64_t kMostRows = 1024;         // whose partial results are alive
@@ -24,6 +25,11 @@ struct Score {
   float max, best, given, best_logit;
 };
 
+// Rows: at least what the registers take.
+WINO_HD int64_t bounded(int64_t rows, int64_t most) {
+  return rows < kRegisterRows ? static_cast<int64_t>(kRegisterRows) : rows < most ? rows : most;
+}
+
 WINO_HD int64_t stretch_of(int64_t V) {
   const int64_t tiles = (V + kMostStretches * kTile - 1) / (kMostStretches * kTile);
   return tiles * kTile > kStretch ? tiles * kTile : kStretch;
@@ -33,26 +39,26 @@ WINO_HD int64_t stretch_of(int64_t V) {
 template <typename T>
 struct Layout {
   using A = Operand<T>;
-  int64_t stride;   // of gathered rows
-  int64_t at_once;  // rows
+  int64_t stride;          // of gathered rows
+  int64_t at_once, group;  // rows
   int64_t stretch, stretches;
   int64_t wanted, gathered, scores, threads, thread_bytes, bytes;  // offsets, except for the last two
 
   explicit Layout(const HeadArgs& a) {
     const int64_t size = sizeof(A);
-    stride = padded<A>(a.head.K);
-    const int64_t fit = kMostGathered / (stride > 0 ? stride * size : 1);
-    at_once = fit < kRegisterRows ? static_cast<int64_t>(kRegisterRows) : fit < kMostRows ? fit : kMostRows;
+    stride = padded<A>(a.head.K) + 64 / size;  // not a power of two
+    at_once = bounded(kMostGathered / (stride * size), kMostRows);
     at_once = at_once < a.rows ? at_once : a.rows;
     stretch = stretch_of(a.head.N);
     stretches = (a.head.N + stretch - 1) / stretch;
     wanted = 0;
-    gathered = aligned(a.rows * static_cast<int64_t>(sizeof(int64_t)));
+    gathered = aligned(at_once * static_cast<int64_t>(sizeof(int64_t)));
     scores = gathered + aligned(at_once * stride * size);
     threads = scores + aligned(at_once * stretches * static_cast<int64_t>(sizeof(Score)));
-    const int64_t group = at_once < kGroupRows ? at_once : kGroupRows;
-    thread_bytes = aligned(kPartWords * kPanel * static_cast<int64_t>(sizeof(uint32_t))) +
-                   group * kTileStride * static_cast<int64_t>(sizeof(float));
+    const int64_t panel_bytes = kPartWords * kPanel * static_cast<int64_t>(sizeof(uint32_t));
+    const int64_t row_bytes = kTileStride * static_cast<int64_t>(sizeof(float));
+    group = bounded((kMostOfThreads / a.threads - panel_bytes) / row_bytes, kGroupRows);
+    thread_bytes = panel_bytes + group * row_bytes;
     bytes = threads + a.threads * thread_bytes;
   }
 };
@@ -64,8 +70,7 @@ struct Shared {
   const int64_t* wanted;  // the rows that are scored now
   int64_t rows, groups;
   const Operand<T>* in;  // these rows
-  int64_t in_stride;
-  Score* scores;  // [stretches, rows]
+  Score* scores;         // [stretches, rows]
   char* scratch;
   int64_t next_thread;
   TaskQueue queue;
@@ -105,6 +110,7 @@ WINO_HD void fold(const HeadArgs& a, int64_t r, int64_t first_id, const float* x
   reduce_stretch(x, n, first_id, candidate == kDraft ? &draw : nullptr, row);
   if (row.best.id != score.best_id) score.best_logit = x[row.best.id - first_id];
   if (candidate >= first_id && candidate < first_id + n) score.given = x[candidate - first_id];
+  if (candidate == kDraft && first_id == 0) score.given = x[0];  // drawn if all noise is -inf
   score = {row.softmax.sum, row.best.id, row.softmax.max, row.best.value, score.given, score.best_logit};
 }
 
@@ -139,19 +145,20 @@ void score_columns(const Shared<T>& shared, int64_t begin, int64_t end, int64_t 
   const LinearArgs& head = a.head;
   uint32_t* panel = reinterpret_cast<uint32_t*>(scratch);
   float* logits = reinterpret_cast<float*>(panel + kPartWords * kPanel);
-  const A* in = shared.in + first * shared.in_stride;
+  const A* in = shared.in + first * shared.layout.stride;
   for (int64_t i = 0; i < count; ++i) scores[i] = {0.0, -1, -INFINITY, -INFINITY, NAN, NAN};
   for (int64_t tile = begin; tile < end; tile += kTile) {
     const int64_t width = end - tile < kTile ? end - tile : kTile;
     for (int64_t n = 0; n < width; n += kPanel) {
-      for (int64_t k = 0; k == 0 || k < head.K; k += kPart) {
+      for (int64_t k = 0; k < head.K; k += kPart) {
         const bool ends = k + kPart >= head.K;
         const int64_t numbers = ends ? head.K - k : kPart;
         const Part<T> next(head, ends ? tile + n + kPanel : tile + n, ends ? 0 : k + kPart, kPart);
-        pack_panel(static_cast<const T*>(head.weight) + k, head.stride, head.N, numbers, tile + n, panel);
+        const int64_t last = n + kPanel < width ? tile + n + kPanel : end;
+        pack_panel(static_cast<const T*>(head.weight) + k, head.stride, last, numbers, tile + n, panel);
         for_each_run(0, count, [&](int64_t i, int64_t rows) {
           next.prefetch(i, i + rows, count);
-          multiply_panel(in + i * shared.in_stride + k, rows, shared.in_stride, panel, numbers,
+          multiply_panel(in + i * shared.layout.stride + k, rows, shared.layout.stride, panel, numbers,
                          logits + i * kTileStride + n, kTileStride, k > 0);
         });
       }
@@ -196,16 +203,17 @@ void finish_row(const Shared<T>& shared, int64_t i) {
     best = challenger;
     best_logit = part.best_logit;
   }
-  const float confidence = probability(candidate == kDraft ? best_logit : given, softmax);
+  const bool draws = candidate == kDraft && best.id >= 0;
+  const float confidence = probability(draws ? best_logit : given, softmax);
   a.confidence[r] = confidence;
-  a.token_ids[r] = candidate != kDraft ? candidate : best.id >= 0 && confidence == confidence ? best.id : 0;
+  a.token_ids[r] = candidate != kDraft ? candidate : draws && confidence == confidence ? best.id : 0;
 }
 
-// Rows that need no logits are finished here; returns how many do.
-int64_t choose_rows(const HeadArgs& a, int64_t* wanted) {
+// The next `most` rows that need logits, from row `next` on; those between that need none are finished here.
+int64_t choose_rows(const HeadArgs& a, int64_t most, int64_t* next, int64_t* wanted) {
   int64_t count = 0;
-  for (int64_t r = 0; r < a.rows; ++r) {
-    const int64_t candidate = a.candidate_ids[r];
+  for (; *next < a.rows && count < most; ++*next) {
+    const int64_t r = *next, candidate = a.candidate_ids[r];
     const bool drafts = candidate == kDraft;
     if (drafts ? can_draw(draw_of(a.temperature, a.seed, r)) : candidate >= 0 && candidate < a.head.N) {
       wanted[count++] = r;
@@ -225,11 +233,11 @@ void gather_rows(const HeadArgs& a, const int64_t* wanted, int64_t count, int64_
   }
 }
 
-int64_t groups_of(int64_t rows, int64_t stretches, int threads) {
-  const int64_t groups = (rows + kGroupRows - 1) / kGroupRows;
-  if (stretches >= threads || groups >= threads) return groups;
-  const int64_t most = (rows + kRegisterRows - 1) / kRegisterRows;
-  return threads < most ? threads : most;
+// Parts of the rows: small enough for a thread's memory, and of few stretches as many as there are threads to busy.
+int64_t groups_of(int64_t rows, int64_t group, int64_t stretches, int threads) {
+  const int64_t least = (rows + group - 1) / group, most = (rows + kRegisterRows - 1) / kRegisterRows;
+  const int64_t wanted = (threads + stretches - 1) / stretches;
+  return wanted < least ? least : wanted < most ? wanted : most;
 }
 
 template <typename T>
@@ -237,23 +245,23 @@ void run(const HeadArgs& a, char* memory) {
   const Layout<T> layout(a);
   int64_t* wanted = reinterpret_cast<int64_t*>(memory + layout.wanted);
   Operand<T>* gathered = reinterpret_cast<Operand<T>*>(memory + layout.gathered);
-  const int64_t all = choose_rows(a, wanted);
-  for (int64_t first = 0; first < all; first += layout.at_once) {
-    const int64_t rows = all - first < layout.at_once ? all - first : layout.at_once;
-    gather_rows<T>(a, wanted + first, rows, layout.stride, gathered);
-    const int64_t groups = groups_of(rows, layout.stretches, a.threads);
+  for (int64_t next = 0; next < a.rows;) {
+    const int64_t rows = choose_rows(a, layout.at_once, &next, wanted);
+    if (rows == 0) return;
+    gather_rows<T>(a, wanted, rows, layout.stride, gathered);
+    const int64_t groups = groups_of(rows, layout.group, layout.stretches, a.threads);
+    const int64_t tasks = layout.stretches * groups;
     Shared<T> shared{a,
                      layout,
-                     wanted + first,
+                     wanted,
                      rows,
                      groups,
                      gathered,
-                     layout.stride,
                      reinterpret_cast<Score*>(memory + layout.scores),
                      memory + layout.threads,
                      0,
-                     {layout.stretches * groups, 0}};
-    run_on_threads(a.threads, work<T>, &shared);
+                     {tasks, 0}};
+    run_on_threads(tasks < a.threads ? static_cast<int>(tasks) : a.threads, work<T>, &shared);
     for (int64_t i = 0; i < rows; ++i) finish_row(shared, i);
   }
 }

@@ -3,8 +3,6 @@
 
 #include <sched.h>
 
-#include <type_traits>
-
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 #include "cpu/vec.h"
@@ -24,6 +22,15 @@ struct OperandOf<BFloat16> {
 #endif
 template <typename T>
 using Operand = typename OperandOf<T>::type;
+
+template <typename T>
+struct IsBFloat16 {
+  static constexpr bool value = false;
+};
+template <>
+struct IsBFloat16<BFloat16> {
+  static constexpr bool value = true;
+};
 
 constexpr int kRegisterRows = Vec::kRegisters == 32 ? 14 : 6;
 constexpr int kPanel = 2 * Vec::N;  // columns
@@ -87,7 +94,7 @@ WINO_HD void transpose_columns(const uint32_t* from, int64_t stride, int64_t n, 
   }
   for (; k < n; ++k) {
     uint32_t word[Vec::N];
-    for (int c = 0; c < Vec::N; ++c) word[c] = from[c * stride + k];
+    for (int c = 0; c < Vec::N; ++c) memcpy(word + c, from + c * stride + k, sizeof(uint32_t));
     put(k, Vec::load_fours(word, 4));
   }
 }
@@ -97,7 +104,7 @@ template <typename T>
 void pack_columns(const T* rows, int64_t stride, int64_t number, int64_t K, uint32_t* panel) {
   using A = Operand<T>;
   constexpr int64_t kStretch = 32;  // numbers
-  constexpr bool splits = std::is_same<T, BFloat16>::value && sizeof(A) == sizeof(float);
+  constexpr bool splits = IsBFloat16<T>::value && sizeof(A) == sizeof(float);
   const bool as_it_is = (sizeof(A) == sizeof(T) || splits) && number == Vec::N && K % 2 == 0 && stride % 2 == 0;
   if (as_it_is && reinterpret_cast<uintptr_t>(rows) % sizeof(uint32_t) == 0) {
     constexpr int64_t each = sizeof(uint32_t) / sizeof(T);
@@ -140,9 +147,6 @@ void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n,
   constexpr int each = sizeof(uint32_t) / sizeof(A);
   Vec::F total[R][2];
   for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = Vec::splat(0.0f);
-  for (int r = 0; r < R && adds; ++r) {
-    for (int i = 0; i < 2; ++i) total[r][i] = Vec::load(sum + r * sum_stride + i * Vec::N);
-  }
   const float* column = reinterpret_cast<const float*>(panel);
   for (int64_t k = 0; k < n; ++k, column += kPanel, a += each) {
     const Vec::F left = Vec::load(column), right = Vec::load(column + Vec::N);
@@ -152,8 +156,11 @@ void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n,
     }
   }
   for (int r = 0; r < R; ++r) {
-    Vec::store(sum + r * sum_stride, total[r][0]);
-    Vec::store(sum + r * sum_stride + Vec::N, total[r][1]);
+    for (int i = 0; i < 2; ++i) {
+      float* to = sum + r * sum_stride + i * Vec::N;
+      // Behind the products, not before: the chain of additions stays short, and so does its error.
+      Vec::store(to, adds ? Vec::add(Vec::load(to), total[r][i]) : total[r][i]);
+    }
   }
 }
 

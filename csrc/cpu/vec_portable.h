@@ -68,10 +68,12 @@ struct Vec {
     memcpy(&a, p, sizeof(a));
     return a;
   }
-  // Pairs of bfloat16, the first of each in the low half.
+  // Pairs of bfloat16, as they stand in memory.
   WINO_MEMBER static void split_pairs(U pairs, F out[2]) {
-    const U half[2] = {pairs << 16, pairs & 0xFFFF0000u};
-    memcpy(out, half, sizeof(half));
+    const U low = pairs << 16, high = pairs & 0xFFFF0000u;
+    constexpr bool low_is_first = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+    memcpy(out, low_is_first ? &low : &high, sizeof(low));
+    memcpy(out + 1, low_is_first ? &high : &low, sizeof(low));
   }
   WINO_MEMBER static void pause() {}
   WINO_MEMBER static F div(F a, F b) { return a / b; }

@@ -283,6 +283,7 @@ class Batch:
             self.cache.keep(self._copies_of(rows))
             self.part = None
         keep_rows(self, rows, shared=("offsets",))
+        self.embedded_rows = self._rows_of_blocks()
 
 
 def _values(value: Any) -> Sequence[Any]:

@@ -260,7 +260,9 @@ def test_bits_do_not_depend_on_the_batch(path: str, dtype: torch.dtype, temperat
     assert same(odd, (beside_nan[0][odd], beside_nan[1][odd]))
 
 
-@pytest.mark.parametrize("path", [path for path in paths("score_tokens") if path.startswith("cpu")], indirect=True)
+@pytest.mark.parametrize(
+    "path", [path for path in paths("score_tokens") if path.startswith(("cpu", "eager"))], indirect=True
+)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_bits_do_not_depend_on_the_number_of_threads(path: str, temperature: float) -> None:
     before = torch.get_num_threads()
@@ -345,7 +347,7 @@ def drawn(path: str, logits: Tensor, **noise: Any) -> Tensor:
     with wino_kernels.use_backend("eager"):
         tokens, _ = wino_kernels.draft_confidence(logits, **noise)
     few = len(logits) // 300  # of the seeds of an integer, the first rows'
-    assert torch.equal(wino_kernels.draft_confidence(logits[:few], **noise)[0], tokens[:few]) and few > 100
+    assert torch.equal(wino_kernels.draft_confidence(logits[:few], **noise)[0], tokens[:few]) and few >= 100
     return tokens
 
 

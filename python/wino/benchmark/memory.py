@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -17,8 +19,9 @@ def peak_extra(function: Callable[[], object], device: torch.device | str = "cpu
     """Bytes that ``function()`` needed at once beyond what was in memory before; None where that cannot be measured.
 
     On the CPU it is the peak of the process' resident set, as Linux counts it, so scratch space of matrix libraries
-    and of native code is in it; memory that Torch had freed is first given back to the system. Call ``function`` once
-    before, or what is made once for all calls is counted too. On a GPU it is what Torch allocated.
+    and of native code is in it; memory that Torch had freed is first given back to the system, and ``function`` runs on
+    a fresh thread, which keeps no scratch of an earlier call. Call it once before, or what is made once for all calls
+    is counted too. On a GPU it is what Torch allocated.
     """
     gc.collect()
     if torch.device(device).type == "cuda":
@@ -34,7 +37,14 @@ def peak_extra(function: Callable[[], object], device: torch.device | str = "cpu
         before = _resident("VmRSS")
     except OSError:
         return None
-    function()
+    context, grad = contextvars.copy_context(), torch.is_grad_enabled()
+
+    def call() -> None:
+        with torch.set_grad_enabled(grad):
+            context.run(function)
+
+    with ThreadPoolExecutor(1) as fresh:
+        fresh.submit(call).result()
     return max(0, _resident("VmHWM") - before)
 
 
