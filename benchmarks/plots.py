@@ -2,8 +2,8 @@
 
     python benchmarks/plots.py
 
-Reads the newest docs/bench_ISA.jsonl (from `make bench`) and writes docs/bench_roofline.png, docs/bench_step.png and
-docs/bench_scaling.png.
+Reads the newest whole docs/bench_ISA.jsonl (from `make bench`) and writes docs/bench_roofline.png,
+docs/bench_step.png and docs/bench_scaling.png.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tables import ROOT, measured
+from tables import ROOT, measured, newest_whole
 
 from wino.benchmark.timing import PHASES
 
@@ -164,7 +164,7 @@ def _per_sequence(row: Row) -> float:
 
 
 def main() -> None:
-    rows = next(iter(measured().values()))
+    rows = newest_whole(measured())
     roofline(rows, DOCS / "bench_roofline.png")
     step(rows, DOCS / "bench_step.png")
     scaling(rows, DOCS / "bench_scaling.png")
