@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import wino_kernels.backends
-from wino.benchmark import Ratio, ratio
+from wino.benchmark import Ratio, interleaved, ratio
 from wino_kernels import _C
 
 _ROWS: list[dict[str, Any]] = []
@@ -32,12 +32,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rows", default=None, metavar="FILE", help="append the measured rows to FILE as JSON lines")
 
 
-def _seconds(function: Any, *arguments: Any) -> float:
-    begin = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - begin
-
-
 class Limits:
     """What this machine reaches, measured beside whatever else is: reading memory once, and multiplying matrices."""
 
@@ -48,7 +42,9 @@ class Limits:
         self._threads = threads
         # Where the machine has no products of bfloat16, those of float32 are many times as fast.
         matrix = torch.randn(self.SIZE, self.SIZE)
-        self._matrix = min((matrix, matrix.bfloat16()), key=lambda m: min(_seconds(torch.mm, m, m) for _ in range(3)))
+        ways = {"float32": matrix, "bfloat16": matrix.bfloat16()}
+        seconds = interleaved({name: partial(torch.mm, way, way) for name, way in ways.items()}, 3)
+        self._matrix = ways[min(seconds, key=lambda name: min(seconds[name]))]
 
     def read(self) -> None:
         _C.read_once(self._buffer.data_ptr(), self._buffer.numel(), self._threads)

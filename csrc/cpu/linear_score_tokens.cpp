@@ -269,25 +269,11 @@ void run(const HeadArgs& a, char* memory) {
 }  // namespace
 
 int64_t linear_score_tokens_bytes(const HeadArgs& a) {
-  switch (a.dtype) {
-    case kBFloat16:
-      return Layout<BFloat16>(a).bytes;
-    case kFloat16:
-      return Layout<Float16>(a).bytes;
-    default:
-      return Layout<float>(a).bytes;
-  }
+  return with_dtype(a.dtype, [&](auto x) { return Layout<decltype(x)>(a).bytes; });
 }
 
 void linear_score_tokens(const HeadArgs& a, void* scratch) {
-  switch (a.dtype) {
-    case kBFloat16:
-      return run<BFloat16>(a, static_cast<char*>(scratch));
-    case kFloat16:
-      return run<Float16>(a, static_cast<char*>(scratch));
-    default:
-      return run<float>(a, static_cast<char*>(scratch));
-  }
+  with_dtype(a.dtype, [&](auto x) { run<decltype(x)>(a, static_cast<char*>(scratch)); });
 }
 
 WINO_CPU_END

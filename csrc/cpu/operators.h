@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/scalar.h"
 
 WINO_CPU_BEGIN
 
@@ -28,6 +29,19 @@ int64_t shadow_trunk_bytes(const TrunkArgs& args);
 void shadow_trunk(const TrunkArgs& args, void* scratch);
 void exponentials(int64_t n, int threads);
 void read_once(const float* data, int64_t n, int threads);
+
+// f of a number of that dtype: its type tells a template which.
+template <typename Function>
+WINO_HD auto with_dtype(int dtype, const Function& f) -> decltype(f(0.0f)) {
+  switch (dtype) {
+    case kBFloat16:
+      return f(BFloat16{});
+    case kFloat16:
+      return f(Float16{});
+    default:
+      return f(0.0f);
+  }
+}
 
 extern const Kernels kKernels;
 

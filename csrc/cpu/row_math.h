@@ -18,11 +18,7 @@ struct Round<float> {
 
 template <>
 struct Round<BFloat16> {
-  WINO_MEMBER static float one(float x) {
-    BFloat16 stored;
-    from_float(x, &stored);
-    return to_float(stored);
-  }
+  WINO_MEMBER static float one(float x) { return rounded<BFloat16>(x); }
   WINO_MEMBER static Vec::F all(Vec::F x) { return Vec::round_bfloat16(x); }
   WINO_MEMBER static void store(BFloat16* to, Vec::F x) { Vec::store_bfloat16(to, x); }
   WINO_MEMBER static void store(float* to, Vec::F x) { Vec::store(to, all(x)); }  // an operand of a product
@@ -34,11 +30,7 @@ struct Round<BFloat16> {
 
 template <>
 struct Round<Float16> {
-  WINO_MEMBER static float one(float x) {
-    Float16 stored;
-    from_float(x, &stored);
-    return to_float(stored);
-  }
+  WINO_MEMBER static float one(float x) { return rounded<Float16>(x); }
   WINO_MEMBER static Vec::F all(Vec::F x) { return Vec::round_float16(x); }
   WINO_MEMBER static void store(Float16* to, Vec::F x) { Vec::store_float16(to, x); }
 };

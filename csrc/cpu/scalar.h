@@ -62,6 +62,14 @@ WINO_HD void from_float(float value, Float16* x) {
   x->bits = static_cast<uint16_t>(sign | half);
 }
 
+// x as T keeps it.
+template <typename T>
+WINO_HD float rounded(float x) {
+  T stored;
+  from_float(x, &stored);
+  return to_float(stored);
+}
+
 WINO_HD void set_negative_infinity(float* x) { *x = -INFINITY; }
 WINO_HD void set_negative_infinity(BFloat16* x) { x->bits = 0xFF80u; }
 WINO_HD void set_negative_infinity(Float16* x) { x->bits = 0xFC00u; }

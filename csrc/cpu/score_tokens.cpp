@@ -131,14 +131,7 @@ void score(const ScoreArgs& a) {
 }  // namespace
 
 void score_tokens(const ScoreArgs& args) {
-  switch (args.dtype) {
-    case kFloat32:
-      return score<float>(args);
-    case kBFloat16:
-      return score<BFloat16>(args);
-    case kFloat16:
-      return score<Float16>(args);
-  }
+  with_dtype(args.dtype, [&](auto x) { score<decltype(x)>(args); });
 }
 
 WINO_CPU_END

@@ -242,25 +242,11 @@ void run(const AttentionArgs& a, char* scratch) {
 }  // namespace
 
 int64_t shadow_attention_bytes(const AttentionArgs& a) {
-  switch (a.dtype) {
-    case kBFloat16:
-      return a.threads * Buffers<BFloat16>(a, nullptr).bytes;
-    case kFloat16:
-      return a.threads * Buffers<Float16>(a, nullptr).bytes;
-    default:
-      return a.threads * Buffers<float>(a, nullptr).bytes;
-  }
+  return with_dtype(a.dtype, [&](auto x) { return a.threads * Buffers<decltype(x)>(a, nullptr).bytes; });
 }
 
 void shadow_attention(const AttentionArgs& a, void* scratch) {
-  switch (a.dtype) {
-    case kBFloat16:
-      return run<BFloat16>(a, static_cast<char*>(scratch));
-    case kFloat16:
-      return run<Float16>(a, static_cast<char*>(scratch));
-    default:
-      return run<float>(a, static_cast<char*>(scratch));
-  }
+  with_dtype(a.dtype, [&](auto x) { run<decltype(x)>(a, static_cast<char*>(scratch)); });
 }
 
 WINO_CPU_END

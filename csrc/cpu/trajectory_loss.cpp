@@ -160,14 +160,7 @@ void trajectory_loss_begin(const LossArgs& a) {
 }
 
 void trajectory_loss_tile(const LossArgs& a) {
-  switch (a.dtype) {
-    case kFloat32:
-      return over_rows(a, fold_loss_row<float>);
-    case kBFloat16:
-      return over_rows(a, fold_loss_row<BFloat16>);
-    case kFloat16:
-      return over_rows(a, fold_loss_row<Float16>);
-  }
+  with_dtype(a.dtype, [&](auto x) { over_rows(a, fold_loss_row<decltype(x)>); });
 }
 
 void trajectory_loss_end(const LossArgs& a, double* log_sum_exp, double* entropy, double* cross_entropy, float* top_p,
@@ -184,14 +177,7 @@ void trajectory_loss_end(const LossArgs& a, double* log_sum_exp, double* entropy
 }
 
 void trajectory_loss_gradient(const LossArgs& a) {
-  switch (a.dtype) {
-    case kFloat32:
-      return over_rows(a, gradient_row<float>);
-    case kBFloat16:
-      return over_rows(a, gradient_row<BFloat16>);
-    case kFloat16:
-      return over_rows(a, gradient_row<Float16>);
-  }
+  with_dtype(a.dtype, [&](auto x) { over_rows(a, gradient_row<decltype(x)>); });
 }
 
 WINO_CPU_END

@@ -41,22 +41,14 @@ struct Vec {
   WINO_MEMBER static float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   // Rounded to nearest, ties to even; NaN stays NaN.
   WINO_MEMBER static F round_bfloat16(F a) {
-    for (int i = 0; i < N; ++i) {
-      BFloat16 rounded;
-      from_float(a[i], &rounded);
-      a[i] = to_float(rounded);
-    }
+    for (int i = 0; i < N; ++i) a[i] = rounded<BFloat16>(a[i]);
     return a;
   }
   WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
     for (int i = 0; i < N; ++i) from_float(a[i], p + i);
   }
   WINO_MEMBER static F round_float16(F a) {
-    for (int i = 0; i < N; ++i) {
-      Float16 rounded;
-      from_float(a[i], &rounded);
-      a[i] = to_float(rounded);
-    }
+    for (int i = 0; i < N; ++i) a[i] = rounded<Float16>(a[i]);
     return a;
   }
   WINO_MEMBER static void store_float16(Float16* p, F a) {
