@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from wino.benchmark.timing import PHASES
 
 Row = dict[str, Any]
 DOCS = ROOT / "docs"
-# Okabe and Ito's colours, told apart by nearly everyone.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+# Okabe and Ito's colours, told apart by nearly everyone, and three of Tol's.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000", "#882255", "#999933", "#44AA99",
+)  # fmt: skip
 PHASE_COLOURS = dict(zip((*PHASES, "step"), ("#0072B2", "#E69F00", "#009E73", "#BBBBBB", "#7F7F7F"), strict=True))
 MODE_COLOURS = {"published": "#D55E00", "exact": "#0072B2", "prefix": "#E69F00", "dual": "#009E73"}
 
@@ -51,7 +54,7 @@ def roofline(rows: list[Row], path: Path) -> None:
     intensities = [row["operations"] / row["bytes"] for row in timed]
     # The last shape of each operator stands for it.
     shapes = {row["operator"]: row["label"] for row in timed}
-    for colour, (operator, label) in zip(COLOURS, shapes.items(), strict=False):
+    for colour, (operator, label) in zip(cycle(COLOURS), shapes.items(), strict=False):
         points = {row["contender"]: row for row in timed if row["label"] == label}
         intensity = points["ours"]["operations"] / points["ours"]["bytes"]
         reached = {name: row["operations"] / row["ms"] / 1e6 for name, row in points.items()}  # 10^9 a second
@@ -69,7 +72,8 @@ def roofline(rows: list[Row], path: Path) -> None:
     )
     axis.set(xscale="log", yscale="log", xlim=ends)
     axis.set(xlabel="operations a byte that has to be moved", ylabel="10$^9$ operations a second")
-    axis.set_title("Operators under the measured limits of this machine", loc="left")
+    (isa,) = {row["isa"] for row in kind(rows, "machine")}
+    axis.set_title(f"Operators under the limits measured beside them ({isa})", loc="left")
     axis.plot([], [], "o", color="black", markerfacecolor="white", label="hollow: the slowest alternative")
     axis.legend(fontsize=8, frameon=False, loc="lower right")
     axis.grid(which="major", alpha=0.25)

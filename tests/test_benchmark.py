@@ -220,6 +220,7 @@ def some_rows(measured: Any) -> list[dict[str, Any]]:
     figures = [row.row() for row in measured.figures.values()]
     ratios = {"kind": "ratio", "ratio": 12.34, "low": 11.0, "high": 13.0, "bar": 10}
     return [
+        {"kind": "machine", "isa": "avx2", "date": "2026-11-27"},
         {"kind": "limit", "label": "x", "bytes_s": 1e10, "operations_s": 1e12},
         {"kind": "time", "what": "x: ours", "ms": 1.0, "best_ms": 0.9, "contender": "ours", **work},
         {"kind": "time", "what": "x: published", "ms": 9.0, "best_ms": 8.0, "contender": "published", **work},
