@@ -22,7 +22,8 @@ Row = dict[str, Any]
 DOCS = ROOT / "docs"
 # Okabe and Ito's colours, told apart by nearly everyone, and three of Tol's.
 COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000", "#882255", "#999933", "#44AA99",
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000", "#882255", "#999933",
+    "#44AA99",
 )  # fmt: skip
 PHASE_COLOURS = dict(zip((*PHASES, "step"), ("#0072B2", "#E69F00", "#009E73", "#BBBBBB", "#7F7F7F"), strict=True))
 MODE_COLOURS = {"published": "#D55E00", "exact": "#0072B2", "prefix": "#E69F00", "dual": "#009E73"}
