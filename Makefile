@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo demo-multimodal test coverage test-transformers4 test-triton-oldest gpu-suite lint bench quality plus plus-pictures tiny tiny-mmada build clean
+.PHONY: demo demo-multimodal test coverage test-transformers4 test-triton-oldest test-gpu gpu-suite lint bench quality plus plus-pictures tiny tiny-mmada build clean
 
 demo: $(VENV)/installed-decode
 	$(BIN)/wino demo
@@ -29,6 +29,10 @@ test-transformers4: $(VENV)/installed-dev build/transformers4/installed
 WIDE := random_ or follow_softmax or every_ or full_vocabulary or test_any or nan_thresholds or gradcheck or one_bad_logit or banned or draws_are or large_vocabulary or those_of_the_definition
 test-triton-oldest: $(VENV)/installed-dev build/triton-oldest/installed
 	PYTHONPATH=build/triton-oldest $(PYTEST) tests/kernels -k 'triton and not ($(WIDE))'
+
+# The kernels' own tests on the GPU at hand, not interpreted.
+test-gpu: $(VENV)/installed-dev
+	WINO_TEST_DEVICE=cuda CUBLAS_WORKSPACE_CONFIG=:4096:8 $(PYTEST) tests/kernels -k 'triton or cuda'
 
 # Checks every kernel on the GPU at hand and times it; without a GPU only the dry checks.
 gpu-suite: $(VENV)/installed-dev

@@ -3,9 +3,9 @@
     python benchmarks/gpu_suite.py                       all operators, backends triton and cuda
     python benchmarks/gpu_suite.py --operator score_tokens --backend triton
 
-A whole run writes docs/gpu_<chip>.json and docs/gpu_<chip>.md, a part is only printed. A call that fails its check is
-not timed, and the exit code is 1. Without a GPU nothing is timed or written: the same checks run on small CPU tensors,
-with Triton interpreted.
+A whole run writes docs/gpu_<chip>.json and docs/gpu_<chip>.md, a part is only printed; ``--rows`` keeps what an
+interrupted run has measured. A call that fails its check is not timed, and the exit code is 1. Without a GPU nothing is
+timed or written: the same checks run on small CPU tensors, with Triton interpreted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,10 @@ DATA_SHEETS = {
 }
 WARM_UP = 3
 COPIED = 1 << 30  # bytes copied to measure the memory
+#: Bytes written before each timed call, if that is more than twice the L2 cache: about 100 microseconds of an H200, in
+#: which the host has enqueued what comes next.
+FLUSHED = 1 << 29
+VERSIONS = 256  # a contender is compiled for every shape; torch.compile allows 8
 
 
 class Timing(NamedTuple):
@@ -135,7 +139,10 @@ class Runner(NamedTuple):
 
 def ready(contender: Contender, restore: Callable[[], object]) -> Runner:
     """Compiled if it is to be, as a graph if it can be captured."""
-    call = torch.compile(contender.call, fullgraph=True, dynamic=False) if contender.compiled else contender.call
+    call = contender.call
+    if contender.compiled:
+        patient = torch._dynamo.config.patch(recompile_limit=VERSIONS)
+        call = patient(torch.compile(call, fullgraph=True, dynamic=False))
 
     def before() -> None:
         restore()
@@ -172,14 +179,15 @@ def measure(runners: dict[str, Runner], rounds: int, flush: Tensor) -> dict[str,
 
 
 def cache_flush(device: torch.device) -> Tensor:
-    """Twice the L2 cache: writing it leaves nothing else there."""
-    return torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device)
+    """At least twice the L2 cache: writing it leaves nothing else there."""
+    size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, FLUSHED)
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def copy_bandwidth(device: torch.device, rounds: int, flush: Tensor) -> float:
-    """Bytes per second, read and written, of a large copy."""
-    source, target = torch.zeros(2, COPIED, dtype=torch.uint8, device=device)
-    runner = ready(Contender(lambda: target.copy_(source)), lambda: None)
+    """Bytes per second, read and written, of a large copy: by a kernel, as copy engines can be slower."""
+    source, target = torch.randn(2, COPIED // 4, device=device)
+    runner = ready(Contender(lambda: torch.neg(source, out=target)), lambda: None)
     return 2 * COPIED / (measure({"copy": runner}, rounds, flush)["copy"].median * 1e-6)
 
 
@@ -237,27 +245,41 @@ def _figures(row: dict[str, Any]) -> list[str]:
 
 
 class Suite:
-    """What a run does to each case; rows are kept in the order in which they were made."""
+    """What a run does to each case; rows are kept in the order in which they were made, and on ``disk``."""
 
-    def __init__(self, sizes: Sizes, device: torch.device, operators: Sequence[str], names: Sequence[str]) -> None:
-        self.sizes, self.device, self.operators, self.names = sizes, device, operators, names
+    def __init__(
+        self,
+        sizes: Sizes,
+        device: torch.device,
+        operators: Sequence[str],
+        names: Sequence[str],
+        disk: Path | None = None,
+    ) -> None:
+        self.sizes, self.device, self.operators, self.names, self.disk = sizes, device, operators, names, disk
         self.rows: list[dict[str, Any]] = []
 
-    def cases(self) -> Iterable[tuple[Case, str]]:
-        """Each chosen case with each backend that serves it here; on the CPU with the definition if none does."""
+    def cases(self) -> Iterable[tuple[Case, list[str]]]:
+        """Each chosen case with the backends that serve it here; on the CPU with the definition if none does."""
         for case in cases(self.sizes, self.device):
             if not self.operators or case.operator in self.operators:
                 served = [name for name in self.names if serves(name, case.operator, self.device)]
-                yield from ((case, backend) for backend in served or ["eager"] * (self.device.type == "cpu"))
+                yield case, served or ["eager"] * (self.device.type == "cpu")
 
-    def run(self, examine: Callable[[Case, str], dict[str, Any]]) -> bool:
+    def run(self, examine: Callable[[Case, list[str]], Iterable[dict[str, Any]]]) -> bool:
         """Whether every check passed, of at least one."""
-        for case, backend in self.cases():
-            with backends.use_backend(backend):
-                row = examine(case, backend)
-            self.rows.append(row)
-            print(f"{case.operator:<24} {case.label:<40} {backend:<7} {row['check']}", file=sys.stderr)
+        for case, names in self.cases():
+            for row in examine(case, names):
+                self._keep(row)
         return bool(self.rows) and all(row["check"] == "ok" for row in self.rows)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if self.disk is not None:
+            with self.disk.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        ours = row["microseconds"].get(OURS)
+        time = "" if ours is None else f"{ours['median']:,.1f} us"
+        print(f"{row['operator']:<24} {row['case']:<40} {row['backend']:<7} {row['check']} {time}", file=sys.stderr)
 
 
 def serves(backend: str, operator: str, device: torch.device) -> bool:
@@ -273,19 +295,20 @@ def dry(operators: Sequence[str], names: Sequence[str]) -> int:
         return subprocess.run([sys.executable, *sys.argv], env={**os.environ, "TRITON_INTERPRET": "1"}).returncode
     print("No GPU here: nothing is timed and nothing is written. Checks on small CPU tensors instead:\n", flush=True)
     suite = Suite(TINY, torch.device("cpu"), operators, names)
-    passed = suite.run(dry_row)
+    passed = suite.run(dry_rows)
     print(markdown(suite.rows))
     print_absent(names)
     return 0 if passed else 1
 
 
-def dry_row(case: Case, backend: str) -> dict[str, Any]:
-    row = row_of(case, backend, verdict(lambda: check(case)))
+def dry_rows(case: Case, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for backend in names:
+        with backends.use_backend(backend):
+            yield row_of(case, backend, verdict(lambda: check(case)))
     for contender in case.contenders().values():
         case.restore()
         contender.before()
         contender.call()
-    return row
 
 
 def verdict(examine: Callable[[], str]) -> str:
@@ -322,12 +345,18 @@ class Gpu(NamedTuple):
 
 
 def timed(
-    operators: Sequence[str], names: Sequence[str], rounds: int, gpu: Gpu, sizes: Sizes, docs: Path | None
+    operators: Sequence[str],
+    names: Sequence[str],
+    rounds: int,
+    gpu: Gpu,
+    sizes: Sizes,
+    docs: Path | None,
+    disk: Path | None = None,
 ) -> int:
     sheet = "" if gpu.chip else "; no data sheet known, so no share of the roofline"
     print(f"{gpu.name}: {gpu.copied / 1e9:,.0f} GB/s copied{sheet}", flush=True)
-    suite = Suite(sizes, gpu.device, operators, names)
-    passed = suite.run(lambda case, backend: timed_row(case, backend, rounds, gpu))
+    suite = Suite(sizes, gpu.device, operators, names, disk)
+    passed = suite.run(lambda case, served: timed_rows(case, served, rounds, gpu))
     if docs is not None:
         found = {"device": gpu.name, "copy_bytes_per_second": gpu.copied, "rounds": rounds, "rows": suite.rows}
         write(found | {"environment": environment()}, docs)
@@ -336,19 +365,30 @@ def timed(
     return 0 if passed else 1
 
 
-def timed_row(case: Case, backend: str, rounds: int, gpu: Gpu) -> dict[str, Any]:
-    """Checked, and timed if that is passed. A contender that does not run is named; ours must."""
-    row = row_of(case, backend, verdict(lambda: check(case) or check_graph(case)))
-    if row["check"] != "ok":
-        return row
-    runners = {OURS: ready(Contender(case.call), case.restore)}
+def timed_rows(case: Case, names: Sequence[str], rounds: int, gpu: Gpu) -> list[dict[str, Any]]:
+    """Each backend checked and, if that is passed, timed in the same rounds as the others and the contenders.
+
+    A contender that does not run is named; ours must.
+    """
+    rows, ours, others, absent = {}, {}, {}, {}
+    for backend in names:
+        with backends.use_backend(backend):
+            rows[backend] = row_of(case, backend, verdict(lambda: check(case) or check_graph(case)))
+            if rows[backend]["check"] == "ok":
+                ours[backend] = ready(Contender(case.call), case.restore)
+    if not ours:
+        return list(rows.values())
     for label, contender in case.contenders().items():
         try:
-            runners[label] = ready(contender, case.restore)
+            others[label] = ready(contender, case.restore)
         except Exception as error:
-            row["not_timed"][label] = one_line(error)
-    judge(row, case, measure(runners, rounds, gpu.flush), gpu.copied, gpu.chip)
-    return row
+            absent[label] = one_line(error)
+    timings = measure(ours | others, rounds, gpu.flush)
+    for backend in ours:
+        rows[backend]["not_timed"] = absent
+        compared = {name: timing for name, timing in timings.items() if name != backend}
+        judge(rows[backend], case, {OURS: timings[backend]} | compared, gpu.copied, gpu.chip)
+    return list(rows.values())
 
 
 def environment() -> dict[str, Any]:
@@ -382,6 +422,7 @@ def main() -> int:
     parser.add_argument("--operator", action="append", default=[], choices=known, help="default: all")
     parser.add_argument("--backend", action="append", choices=GPU_BACKENDS, help="default: all")
     parser.add_argument("--rounds", type=int, default=31, help="timed rounds, default 31")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="append each row to it as soon as it is measured")
     parser.add_argument("--docs", type=Path, default=DOCS, metavar="FOLDER", help="where the report goes")
     chosen = parser.parse_args()
     names = chosen.backend or list(GPU_BACKENDS)
@@ -390,7 +431,7 @@ def main() -> int:
     os.environ.pop("TRITON_INTERPRET", None)  # kernels are to run on the GPU
     gpu = Gpu.at_hand(torch.device("cuda", torch.cuda.current_device()), chosen.rounds)
     whole = not (chosen.operator or chosen.backend)
-    return timed(chosen.operator, names, chosen.rounds, gpu, FULL, chosen.docs if whole else None)
+    return timed(chosen.operator, names, chosen.rounds, gpu, FULL, chosen.docs if whole else None, chosen.rows)
 
 
 if __name__ == "__main__":

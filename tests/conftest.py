@@ -1,4 +1,7 @@
-"""Settings of every test: the same random numbers in each run, no wall-clock limits inside hypothesis."""
+"""Settings of every test: the same random numbers in each run, no wall-clock limits inside hypothesis.
+
+``WINO_TEST_DEVICE=cuda`` puts every tensor on a GPU, where the kernels then run as they are: meant for tests/kernels.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,14 @@ import hypothesis
 import pytest
 import torch
 
-# Read when Triton is imported: its kernels then run on the CPU.
-os.environ["TRITON_INTERPRET"] = "1"
-# The CUDA kernels are compiled for the CPU, as the module that the backend loads.
-cuda_emulation.install()
+DEVICE = os.environ.get("WINO_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    # Read when Triton is imported: its kernels then run on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+    # The CUDA kernels are compiled for the CPU, as the module that the backend loads.
+    cuda_emulation.install()
+else:
+    torch.set_default_device(DEVICE)
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")

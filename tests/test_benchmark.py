@@ -318,7 +318,7 @@ def test_bench_of_the_bundled_model_and_of_given_prompts(tmp_path: Path) -> None
         (("--modes", "exact,fast"), "modes: expected some of exact, prefix, dual, compile, graph"),
         (("--dtype", "int8"), "dtype: expected one of bfloat16, float32, float16, got 'int8'"),
         (("--vocab", "100"), "--vocab belongs to a random model: give --trunk too"),
-        (("--trunk", "4x"), "trunk: expected LAYERSxWIDTH such as 4x256"),
+        (("--trunk", "4x"), "trunk: expected llada-8b or LAYERSxWIDTH such as 4x256"),
         (("--trunk", "2x64", "--file", "f"), "--file and --trunk exclude each other"),
         (("--file", "f", "--prompt", "4"), "--file and --prompt exclude each other"),
         (("--rounds", "0"), "greater than or equal to 1"),

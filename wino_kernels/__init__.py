@@ -223,7 +223,7 @@ def accept_(
             raise TypeError(f"{op}: count must be an integer or a tensor, got {type(count).__name__}")
         if count < 0:
             raise ValueError(f"{op}: count must be >= 0, got {count}")
-        count = torch.scalar_tensor(min(count, tokens.numel()), dtype=torch.int64)
+        count = torch.scalar_tensor(min(count, tokens.numel()), dtype=torch.int64, device="cpu")
     return _ops.accept_(
         tokens,
         masked,
@@ -592,7 +592,7 @@ def _threshold(op: str, name: str, value: float | Tensor, tokens: Tensor | None)
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(value).__name__}")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{op}: {name} must be in [0, 1], got {value}")
-    return torch.scalar_tensor(value, dtype=torch.float32)
+    return torch.scalar_tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _noise(
@@ -608,7 +608,7 @@ def _noise(
     elif not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"{op}: temperature must be finite and >= 0, got {temperature}")
     else:
-        temperature = torch.scalar_tensor(temperature, dtype=torch.float32)
+        temperature = torch.scalar_tensor(temperature, dtype=torch.float32, device="cpu")
     if isinstance(seed, Tensor):
         return temperature, seed
     if isinstance(seed, bool) or not isinstance(seed, int):

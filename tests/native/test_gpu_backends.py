@@ -118,3 +118,53 @@ def test_the_report_works_with_a_broken_table_of_measurements(tmp_path: Path) ->
         "import runpy; runpy.run_module('wino_kernels.env_report', run_name='__main__')", WINO_TUNED=str(table)
     )
     assert f"Remove {table} or tune again" in printed and "  score_tokens         cpu / none: " in printed
+
+
+STARTED = """
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from wino_kernels.resources import cases
+from wino_kernels.triton import KERNELS
+from wino_kernels.triton.launch import recording
+
+
+class Driver:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+
+
+def instead_of_compiling(self, key, signature, device, constexprs, options, attrs, warmup):
+    self.cache_key  # notes the globals that the kernel uses
+    self.device_caches[device][0][key] = compiled = object()
+    return compiled
+
+
+driver.set_active(Driver())
+JITFunction._do_compile = instead_of_compiling
+started = set()
+for operator, name, arguments in cases():
+    with recording("sm_90") as launches:
+        KERNELS[operator](*arguments)
+    for launch in launches:
+        options = launch.options
+        for _ in range(2):  # what a second start checks, a first one does not
+            launch.kernel.run(
+                grid=launch.grid,
+                warmup=True,
+                **launch.arguments,
+                **launch.constants,
+                num_warps=options.num_warps,
+                num_stages=options.num_stages,
+                enable_fp_fusion=options.fp_fusion,
+            )
+            started.add(operator)
+print(started == set(KERNELS))
+"""
+
+
+def test_every_kernel_starts_as_triton_starts_it_on_a_gpu() -> None:
+    """The interpreter ignores arguments that a kernel does not have, and globals that do not equal themselves."""
+    assert run(STARTED) == "True\n"

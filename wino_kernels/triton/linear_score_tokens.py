@@ -23,7 +23,6 @@ from wino_kernels.triton.score_tokens import DRAFT, SKIP, asks_for_logits, row_s
 from wino_kernels.workspace import scratch
 
 _INF = tl.constexpr(float("inf"))
-_NAN = tl.constexpr(float("nan"))
 _COLUMNS = tl.constexpr(16)  # folded at once
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -250,7 +249,7 @@ def join_row(
     candidate = tl.load(candidate_ids + row)
     draft = candidate == DRAFT
     token = tl.where(draft, 0, candidate)
-    probability = tl.where(candidate == SKIP, 0.0, _NAN)
+    probability = tl.where(candidate == SKIP, 0.0, float("nan"))
     if asks_for_logits(candidate, temperature_of(row, temperature, True, PER_ROW), V):
         stride = rows.to(tl.int64)
         plane = stride * CHUNKS

@@ -22,7 +22,6 @@ DRAFT = tl.constexpr(-1)
 SKIP = tl.constexpr(-2)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _INF = tl.constexpr(float("inf"))
-_NAN = tl.constexpr(float("nan"))
 
 # A record is five words, each in a line of 32 rows: what the lanes of a warp read together lies together, and every
 # record of a row lies at a distance from its first one that is known when the kernel is compiled.
@@ -219,7 +218,7 @@ def score_chunk(candidate, row, start, heat, seed, records, V: tl.constexpr, NOI
     nan = tl.max((x != x).to(tl.int32), 0)
     record = records + first_record(row, CHUNKS) + chunk * (WORDS * LINE)
     tl.store(record + MAXIMUM * LINE, maximum)
-    tl.store(record + TOTAL * LINE, tl.where(nan > 0, _NAN, total))
+    tl.store(record + TOTAL * LINE, tl.where(nan > 0, float("nan"), total))
     if candidate != DRAFT:
         if candidate // BLOCK == chunk:
             tl.store(record + LOGIT * LINE, tl.load(start + candidate).to(tl.float32))
@@ -302,4 +301,4 @@ def join_records(
     logit = tl.load(records + (token // BLOCK * (WORDS * LINE) + LOGIT * LINE), mask=reread, other=0.0)
     distance = tl.where(reread, logit.to(tl.float64) - maximum.to(tl.float64), 0.0)
     probability = (tl.exp(distance) / tl.where(valid, total, 1.0)).to(tl.float32)
-    return token, tl.where(candidate == SKIP, 0.0, tl.where(valid, probability, _NAN))
+    return token, tl.where(candidate == SKIP, 0.0, tl.where(valid, probability, float("nan")))

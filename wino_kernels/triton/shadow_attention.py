@@ -173,11 +173,12 @@ def _shadow_attention(
                     present = present & (tl.load(padding + begin + number, mask=present, other=0) != 0)
                 scores = tl.where(present[None, :] & (number[None, :] != own[:, None]), scores, float("-inf"))
             new_best = tl.maximum(best, tl.max(scores, axis=1))
-            shift = new_best * scale
+            base = new_best
             if masked:
-                shift = tl.where(new_best == float("-inf"), 0.0, shift)
-            weight = tl.exp2(scores * scale - shift[:, None])
-            fade = tl.exp2(best * scale - shift)
+                base = tl.where(new_best == float("-inf"), 0.0, new_best)
+            # Not scores * scale - base * scale: of one product rounded and one fused, a large difference may be left.
+            weight = tl.exp2((scores - base[:, None]) * scale)
+            fade = tl.exp2((best - base) * scale)
             best = new_best
             total = total * fade + tl.sum(weight, axis=1)
             w = narrowed(weight, dtype)

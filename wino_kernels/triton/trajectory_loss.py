@@ -94,7 +94,14 @@ def trajectory_loss(
     launch(
         _sum_parts,
         (1,),
-        {"cross_entropy": cross_entropy, **_named(statistics), "sums": sums, "counts": counts, "rows": head.rows},
+        {
+            "cross_entropy": cross_entropy,
+            "entropy": statistics[1],
+            "parts": statistics[2],
+            "sums": sums,
+            "counts": counts,
+            "rows": head.rows,
+        },
         {"BLOCK": _LANES},
         _SMALL,
     )

@@ -35,6 +35,13 @@ class Workload(NamedTuple):
     attention_mask: Tensor | None
     config: GenerationConfig
 
+    def at_the_model(self) -> Workload:
+        """The same with its prompts on the model's device, which the published loop and the clock expect."""
+        device, mask = backbone_of(self.model).device, self.attention_mask
+        return self._replace(
+            input_ids=self.input_ids.to(device), attention_mask=None if mask is None else mask.to(device)
+        )
+
 
 class Decoded(NamedTuple):
     """What one call produced: (N, G) int64 generated tokens and (N,) forward passes of its N sequences."""
@@ -282,6 +289,7 @@ class Comparison(NamedTuple):
 
 def compare(workload: Workload, settings: Mapping[str, Any] | None = None) -> Comparison:
     """Decode once each way, untimed; ``settings``: a mode's, over the workload's."""
+    workload = workload.at_the_model()
     loop = PublishedLoop(workload)
     published, _ = loop.run(Clock(), record=True)
     ours, _ = Mode("ours", workload, settings or {}).run(Clock())
@@ -320,6 +328,7 @@ def measure(
         memory: measure peaks too (one more call each).
         on_call: told after every decode; :func:`calls` of them in all.
     """
+    workload = workload.at_the_model()
     contenders: list[Any] = [PublishedLoop(workload, published_sequences)] if published else []
     contenders += [Mode(name, workload, settings) for name, settings in modes.items()]
     first: dict[str, tuple[Decoded, float | None]] = {}

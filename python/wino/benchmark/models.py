@@ -27,28 +27,40 @@ TOKENS_PER_FORWARD = (3.0, 10.0)
 """What a measured decode has to accept a step; at one token it would time the wrong thing (issue 4)."""
 _MASK_ID = 126336  # of LLaDA-8B and MMaDA-8B
 _HEAD_WIDTH = 64
+_LLADA_8B = "llada-8b"
 _SHARPNESS = 9.0
 _SIGNAL = 3.0  # of the first layer's copy beside the noise of all layers
 
 
 class Trunk(NamedTuple):
-    """Layers and width of a random model, written ``4x256``."""
+    """Layers and width of a random model, written ``4x256``; ``llada-8b`` has LLaDA-8B's sizes.
+
+    Attributes:
+        head_width: of attention; mlp: of the feed-forward part, 0: four times ``width``.
+    """
 
     layers: int
     width: int
+    head_width: int = _HEAD_WIDTH
+    mlp: int = 0
 
     def __str__(self) -> str:
-        return f"{self.layers}x{self.width}"
+        return _LLADA_8B if self == LLADA_8B else f"{self.layers}x{self.width}"
 
     @classmethod
     def parse(cls, text: str) -> Trunk:
-        """Raises ``ValueError`` unless ``text`` is like ``4x256``, the width an even number."""
+        """Raises ``ValueError`` unless ``text`` is ``llada-8b`` or like ``4x256``, the width an even number."""
+        if text == _LLADA_8B:
+            return LLADA_8B
         layers, _, width = text.partition("x")
         if not (layers.isdecimal() and width.isdecimal() and int(layers) > 0 and int(width) > 0) or int(width) % 2:
-            raise ValueError(f"trunk: expected LAYERSxWIDTH such as 4x256, the width even, got {text!r}")
+            raise ValueError(f"trunk: expected {_LLADA_8B} or LAYERSxWIDTH such as 4x256, width even, got {text!r}")
         if int(width) > _HEAD_WIDTH and int(width) % _HEAD_WIDTH:
             raise ValueError(f"trunk: expected a width below or a multiple of {_HEAD_WIDTH}, got {text!r}")
         return cls(int(layers), int(width))
+
+
+LLADA_8B = Trunk(32, 4096, head_width=128, mlp=12288)
 
 
 def random_model(
@@ -70,9 +82,9 @@ def random_model(
     mask_id = _MASK_ID if vocabulary > _MASK_ID else vocabulary - 1
     config = LLaDAConfig(
         d_model=trunk.width,
-        n_heads=max(1, trunk.width // _HEAD_WIDTH),
+        n_heads=max(1, trunk.width // trunk.head_width),
         n_layers=trunk.layers,
-        mlp_hidden_size=4 * trunk.width,
+        mlp_hidden_size=trunk.mlp or 4 * trunk.width,
         vocab_size=vocabulary,
         max_sequence_length=max_length,
         rope_theta=10000.0,
@@ -82,15 +94,16 @@ def random_model(
         include_qkv_bias=True,
         init_std=1 / math.sqrt(trunk.width),
     )
-    with torch.random.fork_rng(devices=[]):
+    # Drawn where it is to be: the CPU takes minutes over 8 billion numbers.
+    where = torch.device(device or "cpu")
+    with torch.random.fork_rng(), where, torch.no_grad():
         torch.manual_seed(seed)
         model = LLaDAModelLM(config).eval()
-        model.model.transformer["wte"].weight.detach().normal_()
+        model.model.transformer["wte"].weight.normal_()
         order = torch.randperm(vocabulary)
-    with torch.no_grad():
         _look_back(model.model.transformer["blocks"][0], config, OFFSET)
         _know_successors(model, order, head_scale(trunk, vocabulary) if scale is None else scale)
-    return model.to(device=device, dtype=dtype)
+    return model.to(dtype=dtype)
 
 
 def _look_back(block: Any, config: LLaDAConfig, offset: int) -> None:

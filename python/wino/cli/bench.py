@@ -24,6 +24,8 @@ MODES: dict[str, dict[str, Any]] = {
     "dual": {"cache": "dual"},
     "compile": {"compile_step": True},
     "graph": {"cuda_graph": True},
+    "dual+graph": {"cache": "dual", "cuda_graph": True},
+    "compile+graph": {"compile_step": True, "cuda_graph": True},
 }
 """Name -> settings of :class:`wino.GenerationConfig`."""
 
