@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from published import MASK_ID, Published, Step, argmax_and_softmax, max_index_and_exp_sum, published
 from torch import Tensor
 
+import wino_kernels.eager as eager_operators
 from wino_kernels.eager.accept import accept_
 from wino_kernels.eager.accept_remask import accept_remask_
 from wino_kernels.eager.philox import gumbel_noise
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernels"))
 import oracle
 
 DRAFT = -1
+EPS = 1e-5
 ROWS_AT_ONCE = 32  # of float64 logits
 
 
@@ -448,6 +450,107 @@ class ShadowAttention(Case):
         }
 
 
+class Layers(Case):
+    """Operators of transformer layers of LLaDA's proportions: the products are the library's, what lies between ours.
+
+    Attributes:
+        number: of layers; 0: one, of which only a part is called.
+    """
+
+    number: ClassVar[int] = 0
+
+    def __init__(self, model: Model, batch: int, block: int, outside: int, device: torch.device) -> None:
+        self.block, length, inner = block, outside + block, 3 * model.hidden
+        queries = model.heads * model.width
+        self.x = torch.empty(batch, length, model.hidden, dtype=torch.bfloat16, device=device)
+        self.attended = torch.empty(batch, model.heads, length, model.width, dtype=torch.bfloat16, device=device)
+        self.rows = torch.empty(batch, block, dtype=torch.int64, device=device)
+        self.start = torch.empty(batch, dtype=torch.int64, device=device)
+        angles = torch.rand(1, 1, length, model.width, device=device, generator=generator(device, 0)) * 2 * math.pi
+        self.tables = angles.cos(), angles.sin()
+        sizes = [(queries, model.hidden)] * 3 + [(model.hidden, queries)]
+        sizes += [(inner, model.hidden)] * 2 + [(model.hidden, inner)]
+        self.weights: list[Tensor] = []
+        source = generator(device, 0)
+        for _ in range(max(1, self.number)):
+            norms = torch.ones(2, model.hidden, dtype=torch.bfloat16, device=device)
+            linears = [self.x.new_empty(size).normal_(0, size[1] ** -0.5, generator=source) for size in sizes]
+            self.weights += [norms[0], *linears[:4], norms[1], *linears[4:]]
+        label = f"{model.name} B={batch} L={length} bfloat16"
+        super().__init__(label, self.work_of(model, batch, length, queries, inner))
+
+    def vary(self, seed: int) -> None:
+        source, length = generator(self.x.device, seed), self.x.shape[1]
+        self.x.normal_(generator=source)
+        self.attended.normal_(generator=source)
+        self.rows.random_(0, length, generator=source)
+        self.start.random_(0, length - 2 * self.block + 1, generator=source)
+
+    def work_of(self, model: Model, batch: int, length: int, queries: int, inner: int) -> roofline.Work:
+        raise NotImplementedError
+
+    def by(self, functions: Any, wide: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
+        """The operator of ``functions``, on inputs made ``wide``."""
+        raise NotImplementedError
+
+    def call(self) -> tuple[Tensor, ...]:
+        result = self.by(torch.ops.wino)
+        return result if isinstance(result, tuple) else (result,)
+
+    def error(self, results: tuple[Tensor, ...]) -> str:
+        """In the norm about as near to float64 as separate operations in the same dtype."""
+        exact, plain = self.by(eager_operators, Tensor.double), self.by(eager_operators)
+        exact, plain = (each if isinstance(each, tuple) else (each,) for each in (exact, plain))
+        for ours, theirs, truth in zip(results, plain, exact, strict=True):
+            off, allowed = (float((each.double() - truth).norm() / truth.norm()) for each in (ours, theirs))
+            if not off <= 1.3 * allowed + 1e-4 or not (ours - truth).abs().amax() <= 0.1 * truth.abs().amax():
+                return f"off by {off:.3g}, separate operations by {allowed:.3g}"
+        return ""
+
+    def contenders(self) -> dict[str, Contender]:
+        return compiled_too({"separate operations": lambda: self.by(eager_operators)})
+
+
+class NormQkvRope(Layers):
+    operator = "norm_qkv_rope"
+
+    def work_of(self, model: Model, batch: int, length: int, queries: int, inner: int) -> roofline.Work:
+        return roofline.norm_qkv_rope(batch * length, model.hidden, 3 * queries)
+
+    def by(self, functions: Any, wide: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
+        return functions.norm_qkv_rope(*map(wide, (self.x, *self.weights[:4])), *self.tables, eps=EPS)
+
+
+class OutNormSwiglu(Layers):
+    operator = "out_norm_swiglu"
+
+    def work_of(self, model: Model, batch: int, length: int, queries: int, inner: int) -> roofline.Work:
+        return roofline.out_norm_swiglu(batch * length, model.hidden, queries, inner)
+
+    def by(self, functions: Any, wide: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
+        return functions.out_norm_swiglu(*map(wide, (self.x, self.attended, *self.weights[4:9])), eps=EPS)
+
+
+class ShadowTrunk(Layers):
+    """Two layers; of the last only the block's rows leave."""
+
+    operator, number = "shadow_trunk", 2
+
+    def work_of(self, model: Model, batch: int, length: int, queries: int, inner: int) -> roofline.Work:
+        before = roofline.norm_qkv_rope(batch * length, model.hidden, 3 * queries)
+        attention = roofline.shadow_attention(batch, model.heads, length, length, self.block, model.width)
+        after = [roofline.out_norm_swiglu(batch * rows, model.hidden, queries, inner) for rows in (length, self.block)]
+        weights, between = before.read + after[1].read, batch * length * model.hidden * self.x.itemsize
+        matrix = 2 * before.matrix + 2 * attention.matrix + sum(work.matrix for work in after)
+        return roofline.Work(read=2 * weights, written=between, matrix=matrix)
+
+    def by(self, functions: Any, wide: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
+        weights = list(map(wide, self.weights))
+        shadow = {"num_shadow": self.block, "block_start": self.start}
+        given = wide(self.x), weights, [], *self.tables, self.rows
+        return functions.shadow_trunk(*given, **shadow, eps=EPS, norm_weight=weights[0])
+
+
 class TrajectoryLoss(Case):
     operator = "trajectory_loss"
 
@@ -568,5 +671,7 @@ def cases(sizes: Sizes, device: torch.device) -> Iterator[Case]:
         yield AcceptRemask(batch, block, device)
         yield Accept(batch, block, device)
         yield ShadowAttention(model, batch, block, sizes.outside, device)
+        for layers in (NormQkvRope, OutNormSwiglu, ShadowTrunk):
+            yield layers(model, batch, block, sizes.outside, device)
     yield TrajectoryLoss(model, sizes.loss_rows, device)
     yield TrajectoryLossBackward(model, sizes.loss_rows, device)

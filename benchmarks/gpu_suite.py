@@ -418,7 +418,7 @@ a CUDA graph, "call" a plain call of code that waits for the device. A large cop
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [*env_report.GPU_OPERATORS, "trajectory_loss_backward"]
+    known = [*env_report.OPERATORS, "trajectory_loss_backward"]
     parser.add_argument("--operator", action="append", default=[], choices=known, help="default: all")
     parser.add_argument("--backend", action="append", choices=GPU_BACKENDS, help="default: all")
     parser.add_argument("--rounds", type=int, default=31, help="timed rounds, default 31")

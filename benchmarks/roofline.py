@@ -165,6 +165,21 @@ def shadow_attention(
     )
 
 
+def norm_qkv_rope(tokens: int, hidden: int, projected: int, itemsize: int = BF16) -> Work:
+    """``projected``: columns of queries, keys and values together."""
+    read, written = (tokens + projected) * hidden * itemsize, tokens * projected * itemsize
+    return Work(read=read, written=written, matrix=2 * tokens * hidden * projected)
+
+
+def out_norm_swiglu(tokens: int, hidden: int, attended: int, inner: int, itemsize: int = BF16) -> Work:
+    weights = hidden * (attended + 3 * inner)
+    return Work(
+        read=(tokens * (hidden + attended) + weights) * itemsize,
+        written=tokens * hidden * itemsize,
+        matrix=2 * tokens * weights,
+    )
+
+
 # Beside the score of a row: the entropy's term p * log p.
 ENTROPY = 2
 STATISTICS = 3 * FLOAT  # of a row, for backward

@@ -25,6 +25,11 @@ SHAPES = (
 Inputs = dict[str, Any]
 
 
+def by_library(path: str) -> bool:
+    """Whether a path's products are Torch's own, whose sums hang on the number of rows and on strides."""
+    return path in ("eager", "triton")
+
+
 def random_weight(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return (torch.randn(rows, columns) * columns**-0.5).to(dtype)
 

@@ -24,7 +24,7 @@ import gpu_suite  # noqa: E402
 import roofline  # noqa: E402
 
 CPU = torch.device("cpu")
-OPERATORS = [*env_report.GPU_OPERATORS, "trajectory_loss_backward"]
+OPERATORS = [*env_report.OPERATORS, "trajectory_loss_backward"]
 
 
 def tiny(operator: str) -> list[gpu_cases.Case]:
@@ -67,7 +67,7 @@ def test_right_results_pass_and_wrong_ones_do_not(operator: str) -> None:
             results = case.call()
             assert case.error(results) == ""
             for number, result in enumerate(results):
-                wrong = [tensor.clone() for tensor in results]
+                wrong = [tensor.clone(memory_format=torch.contiguous_format) for tensor in results]
                 wrong[number].view(-1)[-1 if result.numel() > 1 else 0] += _noticeable(result)
                 assert case.error(tuple(wrong)) != "", (case.label, number)
             for tensor in case.state[: 2 if operator == "accept_" else None]:

@@ -23,8 +23,6 @@ import torch
 from wino_kernels import backends, tuned
 from wino_kernels._version import __version__
 
-#: What only the CPU has kernels for: on a GPU a layer's own modules are called.
-CPU_OPERATORS = ("norm_qkv_rope", "out_norm_swiglu", "shadow_trunk")
 OPERATORS = (
     "score_tokens",
     "linear_score_tokens",
@@ -33,9 +31,10 @@ OPERATORS = (
     "wino_step_",
     "shadow_attention",
     "trajectory_loss",
-    *CPU_OPERATORS,
+    "norm_qkv_rope",
+    "out_norm_swiglu",
+    "shadow_trunk",
 )
-GPU_OPERATORS = tuple(operator for operator in OPERATORS if operator not in CPU_OPERATORS)
 _REBUILD = "reinstall: `pip install --force-reinstall --no-deps .` in the source tree (needs a C++17 compiler)"
 
 

@@ -99,6 +99,10 @@ def cases() -> list[Case]:
         ("shadow_attention", "bfloat16 d=64", _attention(64)),
         ("shadow_attention", "bfloat16 d=128 padded", _attention(128, padded=True)),
         ("shadow_attention", "bfloat16 d=128 cached keys", _attention(128, cached=512)),
+        ("norm_qkv_rope", "bfloat16", _before_attention()),
+        ("norm_qkv_rope", "bfloat16 some ask", _before_attention(some=True)),
+        ("out_norm_swiglu", "bfloat16", _after_attention()),
+        ("shadow_trunk", "bfloat16", _trunk()),
         ("trajectory_loss", "bfloat16 N=256", _loss(256)),
         ("trajectory_loss_backward", "bfloat16 N=256", _loss_backward(256, weight_gradient=False)),
         ("trajectory_loss_backward", "bfloat16 N=256 weight gradient", _loss_backward(256, weight_gradient=True)),
@@ -173,6 +177,37 @@ def _attention(width: int, padded: bool = False, cached: int = 0) -> tuple[Any, 
     query, key, value = (_meta(1, LLADA.heads, length, width) for length in (queries, keys, keys))
     padding = _meta(1, keys, dtype=torch.bool) if padded else None
     return query, key, value, 0 if cached else BLOCK, _ids(1), padding, None
+
+
+_LENGTH, _INNER, _EPS = PROMPT + GENERATION + BLOCK, 3 * LLADA.hidden, 1e-5
+
+
+def _layer() -> list[Tensor]:
+    """Weights of a layer of LLaDA-8B, in the order of ``shadow_trunk``."""
+    square, wide = (LLADA.hidden, LLADA.hidden), (_INNER, LLADA.hidden)
+    sizes = [(LLADA.hidden,), square, square, square, square, (LLADA.hidden,), wide, wide, wide[::-1]]
+    return [_meta(*size) for size in sizes]
+
+
+def _rotary() -> tuple[Tensor, Tensor]:
+    return _meta(1, 1, _LENGTH, LLADA.width, dtype=torch.float32), _meta(
+        1, 1, _LENGTH, LLADA.width, dtype=torch.float32
+    )
+
+
+def _before_attention(some: bool = False) -> tuple[Any, ...]:
+    asking = _ids(1, BLOCK) if some else None
+    return _meta(1, _LENGTH, LLADA.hidden), *_layer()[:4], *_rotary(), _EPS, None, None, None, asking, True
+
+
+def _after_attention() -> tuple[Any, ...]:
+    attended = _meta(1, LLADA.heads, _LENGTH, LLADA.width)
+    return _meta(1, _LENGTH, LLADA.hidden), attended, *_layer()[4:], _EPS
+
+
+def _trunk() -> tuple[Any, ...]:
+    weights, rows = [*_layer(), *_layer()], _ids(1, BLOCK)
+    return _meta(1, _LENGTH, LLADA.hidden), weights, [], *_rotary(), rows, BLOCK, _ids(1), _EPS, None, weights[0], True
 
 
 def _loss(rows: int) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_paths import over_paths
-from layers import EPS, trunk
+from layers import EPS, by_library, trunk
 from torch import Tensor
 
 import wino_kernels
@@ -115,13 +115,13 @@ def test_strides(path: str, dtype: torch.dtype) -> None:
     inputs["cos"], inputs["sin"] = inputs["cos"][:1], inputs["sin"][:1]
     found = wino_kernels.shadow_trunk(**inputs)
     dense = {name: inputs[name].contiguous() for name in ("x", "cos", "sin")}
-    tolerance = {"rtol": 0, "atol": 0.05 if path == "eager" else 0}  # the library's sums hang on the strides
+    tolerance = {"rtol": 0, "atol": 0.05 if by_library(path) else 0}  # the library's sums hang on the strides
     torch.testing.assert_close(found, wino_kernels.shadow_trunk(**inputs | dense), **tolerance)
 
 
 @over_paths("shadow_trunk")
 def test_a_sequence_does_not_depend_on_the_others(path: str) -> None:
-    tolerance = {"rtol": 0, "atol": 0.1 if path == "eager" else 0}  # the library's sums hang on the number of rows
+    tolerance = {"rtol": 0, "atol": 0.1 if by_library(path) else 0}  # the library's sums hang on the number of rows
     inputs = trunk(SHAPES[1], torch.bfloat16, padded=True)
     together = wino_kernels.shadow_trunk(**inputs)
     for b in range(3):
@@ -145,6 +145,7 @@ def test_nothing_to_do(path: str) -> None:
     assert wino_kernels.shadow_trunk(**inputs | none).shape == (0, 7, 24)
 
 
+@pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="a GPU's own check ends the process")
 @over_paths("shadow_trunk")
 @pytest.mark.parametrize("row", [-1, 19])
 def test_refuses_a_row_that_is_not_there(path: str, row: int) -> None:

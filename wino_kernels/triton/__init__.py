@@ -25,8 +25,11 @@ from wino_kernels.triton.accept import accept_  # noqa: E402  (needs a Triton th
 from wino_kernels.triton.accept_remask import accept_remask_  # noqa: E402
 from wino_kernels.triton.launch import INTERPRETED  # noqa: E402
 from wino_kernels.triton.linear_score_tokens import linear_score_tokens  # noqa: E402
+from wino_kernels.triton.norm_qkv_rope import norm_qkv_rope  # noqa: E402
+from wino_kernels.triton.out_norm_swiglu import out_norm_swiglu  # noqa: E402
 from wino_kernels.triton.score_tokens import score_tokens  # noqa: E402
 from wino_kernels.triton.shadow_attention import shadow_attention  # noqa: E402
+from wino_kernels.triton.shadow_trunk import shadow_trunk  # noqa: E402
 from wino_kernels.triton.trajectory_loss import trajectory_loss, trajectory_loss_backward  # noqa: E402
 from wino_kernels.triton.wino_step import wino_step_  # noqa: E402
 
@@ -40,6 +43,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "accept_": accept_,
     "wino_step_": wino_step_,
     "shadow_attention": shadow_attention,
+    "norm_qkv_rope": norm_qkv_rope,
+    "out_norm_swiglu": out_norm_swiglu,
+    "shadow_trunk": shadow_trunk,
     "trajectory_loss": trajectory_loss,
     "trajectory_loss_backward": trajectory_loss_backward,
 }

@@ -292,19 +292,23 @@ def weights_of(block: Any, config: Any) -> Weights | None:
 
     That is so where no kernel would be faster, where gradients are wanted, and where anything wraps or watches a part.
     """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return None
-    if not torch.compiler.is_compiling() and not has_kernel("norm_qkv_rope", "cpu"):
-        return None
-    linears = [getattr(block, name) for name in PROJECTIONS]
-    query, key, value, out, gate, up, down = linears
     norm, inner_norm = block.attn_norm, block.ff_norm
     if not (_is_plain(norm, RMSNorm) and _is_plain(inner_norm, RMSNorm)):
         return None
+    device = norm.weight.device.type
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
+        return None
+    if torch.compiler.is_compiling():
+        if device != "cpu":  # elsewhere the compiler itself fuses what lies between two products
+            return None
+    elif not has_kernel("norm_qkv_rope", device):
+        return None
+    linears = [getattr(block, name) for name in PROJECTIONS]
+    query, key, value, out, gate, up, down = linears
     if not all(_is_plain(linear, nn.Linear) for linear in linears):
         return None
     weights = [norm.weight, inner_norm.weight, *(linear.weight for linear in linears)]
-    if norm.weight.device.type != "cpu" or any(weight.stride(-1) != 1 for weight in weights):
+    if any(weight.stride(-1) != 1 or weight.device != norm.weight.device for weight in weights):
         return None
     if any(weight.dtype != norm.weight.dtype for weight in weights):
         return None

@@ -1,0 +1,99 @@
+"""The norm of a row, with or without something to add to it first: one launch for the layer operators' small steps."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wino_kernels.triton.launch import Options, launch
+from wino_kernels.triton.matrix import narrowed
+
+_MOST_COLUMNS = 4096
+# No fusion: eager code rounds each product.
+_OPTIONS = Options(num_warps=4, num_stages=1, fp_fusion=False)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(B, L, D), as the definition's."""
+    return _norm(x, None, weight, eps)[1]
+
+
+def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x + added`` (dense), and its norm."""
+    return _norm(x, added, weight, eps)
+
+
+def _norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    batch, length, width = x.shape
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = x if added is None else torch.empty_like(normed)
+    if normed.numel():
+        launch(
+            norm_rows,
+            (batch * length,),
+            {
+                "x": x,
+                "batch_stride": x.stride(0),
+                "row_stride": x.stride(1),
+                "length": length,
+                "added": added,
+                "weight": weight,
+                "total": None if added is None else total,
+                "normed": normed,
+                "eps": eps,
+            },
+            {"WIDTH": width, "BLOCK": min(triton.next_power_of_2(width), _MOST_COLUMNS)},
+            _OPTIONS,
+        )
+    return total, normed
+
+
+@triton.jit(do_not_specialize=["length"])
+def norm_rows(
+    x,
+    batch_stride,
+    row_stride,
+    length,
+    added,
+    weight,
+    total,
+    normed,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per row. Sums in float32, and casts back before the weight is applied, as LLaDA does."""
+    row = tl.program_id(0).to(tl.int64)
+    x += row // length * batch_stride + row % length * row_stride
+    normed += row * WIDTH
+    if added is not None:
+        added += row * WIDTH
+        total += row * WIDTH
+    dtype: tl.constexpr = x.dtype.element_ty
+    precise: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
+    squares = tl.zeros((BLOCK,), precise)
+    for start in tl.static_range(0, WIDTH, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        wide = _sum(x, added, column, WIDTH, dtype, precise)
+        if added is not None:
+            tl.store(total + column, narrowed(wide, dtype), mask=column < WIDTH)
+        squares += wide * wide
+    scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / WIDTH + eps)
+    for start in tl.static_range(0, WIDTH, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < WIDTH
+        part = narrowed(_sum(x, added, column, WIDTH, dtype, precise) * scale, dtype).to(precise)
+        factor = tl.load(weight + column, mask=inside, other=0.0).to(precise)
+        tl.store(normed + column, narrowed(part * factor, dtype), mask=inside)
+
+
+@triton.jit
+def _sum(x, added, column, WIDTH: tl.constexpr, dtype: tl.constexpr, precise: tl.constexpr):
+    """A part of the row, with what is added to it; rounded to ``dtype``, but not stored in it."""
+    value = tl.load(x + column, mask=column < WIDTH, other=0.0).to(precise)
+    if added is not None:
+        value += tl.load(added + column, mask=column < WIDTH, other=0.0).to(precise)
+        value = narrowed(value, dtype).to(precise)
+    return value
