@@ -460,7 +460,7 @@ class Layers(Case):
     number: ClassVar[int] = 0
 
     def __init__(self, model: Model, batch: int, block: int, outside: int, device: torch.device) -> None:
-        self.block, length, inner = block, outside + block, 3 * model.hidden
+        self.block, length, inner = block, outside + block, roofline.INNER * model.hidden
         queries = model.heads * model.width
         self.x = torch.empty(batch, length, model.hidden, dtype=torch.bfloat16, device=device)
         self.attended = torch.empty(batch, model.heads, length, model.width, dtype=torch.bfloat16, device=device)

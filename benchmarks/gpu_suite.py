@@ -398,7 +398,7 @@ def environment() -> dict[str, Any]:
 
 
 def write(found: dict[str, Any], docs: Path) -> None:
-    """docs/gpu_<chip>.json and the same as a table, each all or nothing."""
+    """docs/gpu_<chip>.json and the same as a table, each all or nothing. ``note``: what else a reader must know."""
     stem = "gpu_" + re.sub(r"\W+", "_", found["device"].lower())
     copied = found["copy_bytes_per_second"] / 1e9
     text = f"""# {found["device"]}
@@ -406,7 +406,7 @@ def write(found: dict[str, Any], docs: Path) -> None:
 Measured by `python benchmarks/gpu_suite.py`, which writes this page. Every call is checked against float64, then timed
 in {found["rounds"]} interleaved rounds with a cold L2 cache: medians and their 95 % intervals. "graph" is the replay of
 a CUDA graph, "call" a plain call of code that waits for the device. A large copy ran at {copied:,.0f} GB/s.
-
+{found.get("note", "")}
 {markdown(found["rows"])}
 """
     for path, content in ((f"{stem}.json", json.dumps(found, indent=1) + "\n"), (f"{stem}.md", text)):

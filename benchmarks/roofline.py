@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wino_kernels.eager.accept import accept_ as eager_accept
+from wino_kernels.eager.norm_qkv_rope import norm_qkv_rope as eager_before
+from wino_kernels.eager.out_norm_swiglu import out_norm_swiglu as eager_after
 from wino_kernels.eager.trajectory_loss import trajectory_loss as eager_loss
 from wino_kernels.eager.trajectory_loss import trajectory_loss_backward as eager_loss_backward
 from wino_kernels.resources import GENERATION, LLADA, MMADA, PROMPT, Model
@@ -30,6 +32,7 @@ from wino_kernels.resources import GENERATION, LLADA, MMADA, PROMPT, Model
 DOCUMENT = Path(__file__).parent.parent / "docs" / "kernels.md"
 BF16, IDS, FLAG, FLOAT, INT32 = 2, 8, 1, 4, 4  # bytes an element
 BLOCKS, BATCHES = (32, 128), (1, 16)
+INNER = 3  # columns between the two products of LLaDA's feed-forward part, over its width
 
 
 class Chip(NamedTuple):
@@ -367,6 +370,21 @@ def _common_rows(batch: int, block: int) -> Iterator[Row]:
     dense = traffic(lambda: dense_attention(query, query, query, bias))
     work = shadow_attention(batch, LLADA.heads, length, length, block, LLADA.width)
     yield Row("shadow_attention", *label, work, {"dense (L, L) bias, scores in memory": dense})
+    yield from _layer_rows(batch, length, label)
+
+
+def _layer_rows(batch: int, length: int, label: tuple[str, str]) -> Iterator[Row]:
+    """The two halves of a layer; ``shadow_trunk`` is as many of them as there are layers, attention in between."""
+    hidden, queries, inner = LLADA.hidden, LLADA.heads * LLADA.width, INNER * LLADA.hidden
+    x, attended = _meta(batch, length, hidden), _meta(batch, LLADA.heads, length, LLADA.width)
+    angles, norm = _meta(1, 1, length, LLADA.width, dtype=torch.float32), _meta(hidden)
+    square, wide, tall = _meta(queries, hidden), _meta(inner, hidden), _meta(hidden, inner)
+    before = traffic(lambda: eager_before(x, norm, square, square, square, angles, angles, 1e-5))
+    work = norm_qkv_rope(batch * length, hidden, 3 * queries)
+    yield Row("norm_qkv_rope", *label, work, {"separate operations": before})
+    after = traffic(lambda: eager_after(x, attended, square.T, norm, wide, wide, tall, 1e-5))
+    work = out_norm_swiglu(batch * length, hidden, queries, inner)
+    yield Row("out_norm_swiglu", *label, work, {"separate operations": after})
 
 
 def published_step(batch: int, block: int) -> Traffic:

@@ -3,8 +3,8 @@
     python benchmarks/tables.py
 
 Reads docs/bench_ISA.jsonl (`make bench`, a file for each instruction set), docs/quality.json and docs/pictures.json
-(`make quality`) and docs/wino_plus.json (`make plus`), and replaces what stands between `<!-- NAME: begin -->` and
-`<!-- NAME: end -->` in README.md, in docs/ and in the model cards.
+(`make quality`), docs/wino_plus.json (`make plus`) and docs/gpu_CHIP.json (`make gpu-suite`), and replaces what stands
+between `<!-- NAME: begin -->` and `<!-- NAME: end -->` in README.md, in docs/ and in the model cards.
 """
 
 from __future__ import annotations
@@ -87,6 +87,36 @@ def steps(rows: Rows) -> str:
         body.append([row["workload"], row["name"], *speed, f"{sum(parts.values()):.2f}", *split, peak])
     columns = ["decoded", "by", "tokens/s", "steps", "tokens a forward", "ms a step", *PHASES, "MiB a sequence"]
     return table(columns, body)
+
+
+#: Formulations that a GPU's kernels are compared with; of several the fastest counts.
+_INSTEAD = {
+    "published / ours": ("published",),
+    "best torch.compile / ours": ("torch.compile",),
+    "best eager / ours": ("eager", "separate"),
+}
+
+
+def gpu(found: dict[str, Any]) -> str:
+    """Each call on a GPU by its faster backend: its time, what that is of the limit, and what others take."""
+    calls: dict[tuple[str, str], Rows] = {}
+    for row in found["rows"]:
+        if row["microseconds"]:
+            calls.setdefault((row["operator"], row["case"]), []).append(row)
+    body = []
+    for (operator, case), rows in calls.items():
+        best = min(rows, key=lambda row: row["microseconds"]["ours"]["median"])
+        times = {name: timing["median"] for name, timing in best["microseconds"].items()}
+        line = [f"`{operator}` {case}", f"{times['ours']:,.1f} ({best['backend']})", f"{best['of_roofline']:.0%}"]
+        for starts in _INSTEAD.values():
+            instead = [time for name, time in times.items() if name.startswith(starts)]
+            line.append(_times(min(instead) / times["ours"]) if instead else "")
+        body.append(line)
+    return table([found["device"], "ours, µs", "of the roofline", *_INSTEAD], body)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
 
 
 def _ratios(rows: Rows, section: str) -> Rows:
@@ -195,6 +225,8 @@ def main() -> None:
     seen = ROOT / "docs" / "pictures.json"
     if seen.exists():
         sections["pictures"] = pictures(json.loads(seen.read_text()))
+    if on_gpus := sorted((ROOT / "docs").glob("gpu_*.json")):
+        sections["gpu"] = "\n\n".join(gpu(json.loads(path.read_text())) for path in on_gpus)
     for path in filter(Path.exists, DOCUMENTS):
         document = path.read_text()
         for name, text in sections.items():

@@ -105,6 +105,16 @@ def test_no_peaked_model_is_an_error_that_says_what_came() -> None:
         peaked_model(TRUNK, VOCABULARY, PROMPTS, config)
 
 
+def test_a_wide_model_takes_some_back_too() -> None:
+    """Where a head's scale leaves too little noise, its rows differ in length; and LLaDA-8B's sizes have a name."""
+    wide = Trunk(1, 576)
+    made = peaked_model(wide, VOCABULARY, PROMPTS[:, :20], wino.GenerationConfig(max_new_tokens=64, block_length=64))
+    assert made.remasked > 0
+    sizes = made.model.model.transformer["ff_out"].weight.norm(dim=1)
+    assert 0.1 < sizes[sizes > 0].std() / sizes.mean() < 0.3
+    assert Trunk.parse("llada-8b") == (32, 4096, 128, 12288) and str(Trunk.parse("llada-8b")) == "llada-8b"
+
+
 @pytest.mark.parametrize("text", ["4", "x", "4x", "0x64", "4x63", "4x100", "-1x64", "4x64x2", "4X64"])
 def test_trunks_that_cannot_be(text: str) -> None:
     with pytest.raises(ValueError, match="trunk: expected"):

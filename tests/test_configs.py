@@ -255,11 +255,13 @@ def test_a_configuration_that_does_not_fit_is_named_with_the_remedy() -> None:
 
 def test_launches_name_their_entry() -> None:
     """For the message above: whatever takes its blocks from the table."""
+    tabled = {operator for operator, _ in configs.DEFAULTS}
     for operator, _, arguments in cases():
         with recording("sm_90") as launches:
             backends._load("triton").kernels[operator](*arguments)
         entries = {launched.options.entry for launched in launches} - {None}
-        assert operator in {name for name, _ in entries}
+        # Of many rows the library multiplies, and what scores the logits takes its blocks from score_tokens.
+        assert {name for name, _ in entries} & {operator, "score_tokens"} or operator not in tabled
         assert entries <= configs.DEFAULTS.keys()
 
 

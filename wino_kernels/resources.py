@@ -92,6 +92,7 @@ def cases() -> list[Case]:
         ("linear_score_tokens", f"bfloat16 N={rows}", _head_rows(rows)) for rows in (1, 32, BLOCK, 1024)
     ]
     found += [
+        ("linear_score_tokens", "bfloat16 N=1024 unrounded", _head_rows(1024, round_to=torch.float32)),
         ("linear_score_tokens", "bfloat16 N=128 noise", _head_rows(BLOCK, noise=True)),
         ("linear_score_tokens", "float16 N=128", _head_rows(BLOCK, torch.float16)),
         ("shadow_attention", "bfloat16 d=128", _attention(128)),
@@ -145,9 +146,11 @@ def _scored(model: Model, dtype: torch.dtype, noise: bool = False) -> tuple[Any,
     return _meta(1, BLOCK, model.vocabulary, dtype=dtype), _ids(1, BLOCK), *_noise(noise, 1, BLOCK)
 
 
-def _head_rows(rows: int, dtype: torch.dtype = torch.bfloat16, noise: bool = False) -> tuple[Any, ...]:
+def _head_rows(
+    rows: int, dtype: torch.dtype = torch.bfloat16, noise: bool = False, round_to: torch.dtype | None = None
+) -> tuple[Any, ...]:
     hidden, weight = _meta(rows, LLADA.hidden, dtype=dtype), _meta(LLADA.vocabulary, LLADA.hidden, dtype=dtype)
-    return hidden, weight, _ids(rows), None, *_noise(noise, rows), None
+    return hidden, weight, _ids(rows), None, *_noise(noise, rows), round_to
 
 
 def _block(length: int, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:

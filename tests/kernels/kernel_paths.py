@@ -40,6 +40,19 @@ def _instruction_sets() -> list[str]:
     return found
 
 
+def interpreted(path: str) -> bool:
+    return share(path) > 1
+
+
+def over_compiled_paths(operator: str) -> pytest.MarkDecorator:
+    """Those on which a whole layer takes no seconds."""
+    return pytest.mark.parametrize("path", [p for p in paths(operator) if not interpreted(p)], indirect=True)
+
+
+#: A row that is not there: on a GPU Torch's own check ends the process.
+ON_THE_CPU = pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="would end the process")
+
+
 def over_paths(operator: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", paths(operator), indirect=True)
 

@@ -28,6 +28,8 @@ CASES = [
     for call in operator_calls()
     if call.partition(",")[0] in backends._load(backend).kernels
 ]
+#: What lies between the library's products is allocated, by Torch.
+LAYERS = ("norm_qkv_rope", "out_norm_swiglu", "shadow_trunk")
 HOST_READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero, torch.ops.aten.nonzero}
 
 
@@ -82,9 +84,17 @@ def test_allocates_its_outputs_only_and_reads_nothing_back(backend: str, name: s
     outputs = tensors(outputs)
     assert outputs
     allocated = {tensor.untyped_storage().data_ptr() for tensor in watch.allocated}
-    assert allocated == {tensor.untyped_storage().data_ptr() for tensor in outputs if tensor.numel()}
+    given_back = {tensor.untyped_storage().data_ptr() for tensor in outputs if tensor.numel()}
+    assert allocated >= given_back if name.partition(",")[0] in LAYERS else allocated == given_back
     assert watch.host_reads == []
     assert addresses == [tensor.data_ptr() for tensor in given]
+
+
+@pytest.mark.skipif("triton" not in GPU_BACKENDS, reason="needs Triton")
+def test_many_rows_of_the_head_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("wino_kernels.triton.linear_score_tokens"), "MOST_FUSED", 0)
+    test_allocates_its_outputs_only_and_reads_nothing_back("triton", "linear_score_tokens")
+    test_launches_need_no_value_from_the_device("linear_score_tokens")
 
 
 def test_the_watch_sees_an_allocation_and_a_host_read() -> None:
@@ -104,8 +114,7 @@ def test_launches_need_no_value_from_the_device(name: str) -> None:
         torch.manual_seed(seed)
         args, kwargs = as_captured(name)
         on_device = lambda x: x.to("meta") if isinstance(x, Tensor) and x.dim() else x  # noqa: E731
-        args = tuple(map(on_device, args))
-        kwargs = {key: on_device(value) for key, value in kwargs.items()}
+        args, kwargs = torch.utils._pytree.tree_map(on_device, (args, kwargs))
         with launch.recording("sm_90") as launches:
             kernel(*positional(name, args, kwargs))
         recorded.append(launches)

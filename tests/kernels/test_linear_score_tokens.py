@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -62,6 +63,23 @@ def test_drafts(path: str, dtype: torch.dtype) -> None:
         assert (drafted.double() >= logits.amax(-1).double() - 2 * rounding).all()
         exact = probability(exact_logits(hidden, weight, bias), ids)
         assert (confidence - exact).abs().max() <= (probability(logits, ids) - exact).abs().max() + 2e-6
+
+
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_the_library(path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does with many rows, a chunk of the vocabulary at a time: all that holds for tiles in registers."""
+    monkeypatch.setattr(importlib.import_module("wino_kernels.triton.linear_score_tokens"), "MOST_FUSED", 0)
+    monkeypatch.setattr(importlib.import_module("wino_kernels.triton.score_tokens"), "_SLICE_BYTES", 1)
+    monkeypatch.setattr(importlib.import_module("wino_kernels.triton.linear_score_tokens"), "score_tile", None)
+    test_drafts(path, dtype)
+    for with_bias in (False, True):
+        test_given_tokens_no_worse_than_an_unfused_head(path, dtype, with_bias)
+    test_strided_inputs(path, dtype)
+    test_bad_rows(path)
+    test_banned_tokens_through_the_bias(path)
+    test_leading_dimensions(path)
+    test_skipped_rows_change_nothing(path)
 
 
 @over_paths("linear_score_tokens")
@@ -238,6 +256,15 @@ def test_skipped_rows_change_nothing(path: str) -> None:
     alone = wino_kernels.linear_score_tokens(hidden[wanted], weight, ids[wanted])
     assert torch.equal(tokens[wanted], alone[0]) and (confidence[wanted] - alone[1]).abs().max() <= 2e-6
     assert (tokens == -2).sum() == 257 and confidence.count_nonzero() == 3
+
+
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+def test_tiles_of_many_rows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does with many rows where the library's rounding is not asked for."""
+    monkeypatch.setattr(importlib.import_module("wino_kernels.triton.linear_score_tokens"), "MOST_FUSED", 10**9)
+    test_many_rows(path)
+    test_skipped_rows_change_nothing(path)
+    test_ties_and_candidates_at_tile_boundaries(path, 130)
 
 
 @over_paths("linear_score_tokens")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_paths import over_paths
+from kernel_paths import ON_THE_CPU, over_paths
 from layers import DTYPES, SHAPES, before_attention, by_library, check, in_wider_memory
 from torch import Tensor
 
@@ -74,6 +74,7 @@ def test_some_rows_ask(path: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(one, other, **near)
 
 
+@ON_THE_CPU
 @over_paths("norm_qkv_rope")
 @pytest.mark.parametrize("row", [-1, 5])
 def test_refuses_a_row_that_is_not_there(path: str, row: int) -> None:

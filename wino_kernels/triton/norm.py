@@ -11,6 +11,7 @@ from wino_kernels.triton.launch import Options, launch
 from wino_kernels.triton.matrix import narrowed
 
 _MOST_COLUMNS = 4096
+_TILE = 1024  # of narrow rows, several in a program
 # No fusion: eager code rounds each product.
 _OPTIONS = Options(num_warps=4, num_stages=1, fp_fusion=False)
 
@@ -30,13 +31,16 @@ def _norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[
     normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = x if added is None else torch.empty_like(normed)
     if normed.numel():
+        block = min(triton.next_power_of_2(width), _MOST_COLUMNS)
+        at_once = max(1, _TILE // block)
         launch(
             norm_rows,
-            (batch * length,),
+            (triton.cdiv(batch * length, at_once),),
             {
                 "x": x,
                 "batch_stride": x.stride(0),
                 "row_stride": x.stride(1),
+                "rows": batch * length,
                 "length": length,
                 "added": added,
                 "weight": weight,
@@ -44,17 +48,18 @@ def _norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[
                 "normed": normed,
                 "eps": eps,
             },
-            {"WIDTH": width, "BLOCK": min(triton.next_power_of_2(width), _MOST_COLUMNS)},
+            {"WIDTH": width, "BLOCK": block, "ROWS": at_once},
             _OPTIONS,
         )
     return total, normed
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(do_not_specialize=["rows", "length"])
 def norm_rows(
     x,
     batch_stride,
     row_stride,
+    rows,
     length,
     added,
     weight,
@@ -63,37 +68,40 @@ def norm_rows(
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """One program per row. Sums in float32, and casts back before the weight is applied, as LLaDA does."""
-    row = tl.program_id(0).to(tl.int64)
-    x += row // length * batch_stride + row % length * row_stride
+    """One program for ROWS rows. Sums in float32, and casts back before the weight is applied, as LLaDA does."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    present = row < rows
+    x += row // length * batch_stride + row % length * row_stride  # [ROWS, 1]
     normed += row * WIDTH
     if added is not None:
         added += row * WIDTH
         total += row * WIDTH
     dtype: tl.constexpr = x.dtype.element_ty
     precise: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
-    squares = tl.zeros((BLOCK,), precise)
+    squares = tl.zeros((ROWS, BLOCK), precise)
     for start in tl.static_range(0, WIDTH, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        wide = _sum(x, added, column, WIDTH, dtype, precise)
+        column = start + tl.arange(0, BLOCK)[None, :]
+        inside = present & (column < WIDTH)
+        wide = _sum(x, added, column, inside, dtype, precise)
         if added is not None:
-            tl.store(total + column, narrowed(wide, dtype), mask=column < WIDTH)
+            tl.store(total + column, narrowed(wide, dtype), mask=inside)
         squares += wide * wide
-    scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / WIDTH + eps)
+    scale = 1.0 / tl.sqrt(tl.sum(squares, 1) / WIDTH + eps)[:, None]
     for start in tl.static_range(0, WIDTH, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        inside = column < WIDTH
-        part = narrowed(_sum(x, added, column, WIDTH, dtype, precise) * scale, dtype).to(precise)
-        factor = tl.load(weight + column, mask=inside, other=0.0).to(precise)
+        column = start + tl.arange(0, BLOCK)[None, :]
+        inside = present & (column < WIDTH)
+        part = narrowed(_sum(x, added, column, inside, dtype, precise) * scale, dtype).to(precise)
+        factor = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(precise)
         tl.store(normed + column, narrowed(part * factor, dtype), mask=inside)
 
 
 @triton.jit
-def _sum(x, added, column, WIDTH: tl.constexpr, dtype: tl.constexpr, precise: tl.constexpr):
-    """A part of the row, with what is added to it; rounded to ``dtype``, but not stored in it."""
-    value = tl.load(x + column, mask=column < WIDTH, other=0.0).to(precise)
+def _sum(x, added, column, inside, dtype: tl.constexpr, precise: tl.constexpr):
+    """A part of the rows, with what is added to it; rounded to ``dtype``, but not stored in it."""
+    value = tl.load(x + column, mask=inside, other=0.0).to(precise)
     if added is not None:
-        value += tl.load(added + column, mask=column < WIDTH, other=0.0).to(precise)
+        value += tl.load(added + column, mask=inside, other=0.0).to(precise)
         value = narrowed(value, dtype).to(precise)
     return value

@@ -36,6 +36,7 @@ LINE = tl.constexpr(32)
 _WIDE = 16  # bytes of a load
 
 _NARROWEST = 128  # elements of a chunk
+_SLICE_BYTES = 32 << 20  # of logits, which then stay in the L2 cache of a large GPU
 _CHUNKS_JOINED = 16  # whose loads are in flight together
 _DRAWN = tl.constexpr(1024)  # at a time: the noise of a whole chunk would leave no registers for a second program
 
@@ -48,16 +49,69 @@ def score_tokens(
     rows = candidate_ids.numel()
     if rows:
         plan = plan_scoring(logits, rows, temperature, seed)
-        candidates = {"candidate_ids": candidate_ids}
-        launch(score_chunks, plan.grid, candidates | plan.arguments, plan.constants, plan.options)
-        launch(
-            join_rows,
-            (triton.cdiv(rows, LINE.value),),
-            candidates | plan.join_arguments | {"token_ids": token_ids, "confidence": confidence, "rows": rows},
-            plan.join_constants,
-            Options(num_warps=1, num_stages=1, fp_fusion=False),
-        )
+        launch(score_chunks, plan.grid, {"candidate_ids": candidate_ids} | plan.arguments, plan.constants, plan.options)
+        _join(candidate_ids, token_ids, confidence, plan.join_arguments, plan.join_constants)
     return token_ids, confidence
+
+
+def score_product(
+    hidden: Tensor,
+    weight: Tensor,
+    candidate_ids: Tensor,
+    bias: Tensor | None,
+    temperature: Tensor | None,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """score_tokens of ``hidden @ weight.T + bias``, by the library, a slice of the vocabulary at a time."""
+    token_ids = torch.empty_like(candidate_ids)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    rows, vocabulary, size = candidate_ids.numel(), len(weight), hidden.dtype.itemsize
+    options, width, chunks = _chunks(vocabulary, hidden)
+    at_once = max(1, min(chunks, _SLICE_BYTES // (rows * width * size)))
+    words = _record_words(rows, chunks)
+    memory = scratch(hidden, words + -(-rows * at_once * width * size // 4))
+    logits = memory[words:].view(hidden.dtype)
+    heat, per_row = scalar_or_rows(temperature)
+    shared: dict[str, Any] = {"temperature": heat, "records": memory}
+    constants = {"V": vocabulary, "PER_ROW": per_row, "NOISE": seed is not None, "BLOCK": width}
+    given = {"candidate_ids": candidate_ids, "seed": seed}
+    flat = hidden.reshape(rows, -1)
+    for first in range(0, chunks, at_once):
+        part = slice(first * width, min(vocabulary, (first + at_once) * width))
+        columns = part.stop - part.start
+        tile = logits[: rows * columns].view(rows, columns)
+        with torch.no_grad():
+            if bias is None:
+                torch.mm(flat, weight[part].T, out=tile)
+            else:
+                torch.addmm(bias[part], flat, weight[part].T, out=tile)
+        launch(
+            score_slice,
+            (rows * triton.cdiv(columns, width),),
+            shared | given | {"logits": tile, "first_chunk": first, "columns": columns},
+            constants | {"UNIT": _unit(vocabulary, size)},
+            options,
+        )
+    _join(candidate_ids, token_ids, confidence, shared, constants | _group(chunks))
+    return token_ids, confidence
+
+
+def _join(
+    candidate_ids: Tensor,
+    token_ids: Tensor,
+    confidence: Tensor,
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+) -> None:
+    rows = candidate_ids.numel()
+    outputs = {"token_ids": token_ids, "confidence": confidence, "rows": rows}
+    launch(
+        join_rows,
+        (triton.cdiv(rows, LINE.value),),
+        {"candidate_ids": candidate_ids} | arguments | outputs,
+        constants,
+        Options(num_warps=1, num_stages=1, fp_fusion=False),
+    )
 
 
 class Plan(NamedTuple):
@@ -72,27 +126,42 @@ class Plan(NamedTuple):
 
 
 def plan_scoring(logits: Tensor, rows: int, temperature: Tensor | None, seed: Tensor | None) -> Plan:
-    # The width of a chunk decides the order of summation: it hangs on V and the dtype, never on the number of rows.
-    entry = "score_tokens", f"{logits.dtype.itemsize} bytes"
-    tuned = config(*entry, logits.device)
     vocabulary = logits.shape[-1]
-    width = min(tuned["BLOCK"], max(triton.next_power_of_2(vocabulary), _NARROWEST))
-    chunks = triton.cdiv(vocabulary, width)
+    options, width, chunks = _chunks(vocabulary, logits)
     unit = _unit(vocabulary, logits.dtype.itemsize)
     logits, inner, outer_stride, inner_stride = _beginning_at(unit, logits)
     heat, per_row = scalar_or_rows(temperature)
-    lines = triton.cdiv(rows, LINE.value) * chunks * WORDS.value
-    shared = {"temperature": heat, "records": scratch(logits, lines * LINE.value)}
+    shared = {"temperature": heat, "records": scratch(logits, _record_words(rows, chunks))}
     strides = {"inner": inner, "outer_stride": outer_stride, "inner_stride": inner_stride}
     constants = {"V": vocabulary, "PER_ROW": per_row, "NOISE": seed is not None, "BLOCK": width}
     return Plan(
         (rows * chunks,),
         {"logits": logits, "seed": seed} | strides | shared,
         constants | {"UNIT": unit},
-        Options(tuned["num_warps"], tuned["num_stages"], fp_fusion=False, entry=entry),
+        options,
         shared,
-        constants | {"GROUP": min(triton.next_power_of_2(chunks), _CHUNKS_JOINED)},
+        constants | _group(chunks),
     )
+
+
+def _chunks(vocabulary: int, like: Tensor) -> tuple[Options, int, int]:
+    """How a chunk is started, its width and how many a row has.
+
+    The width decides the order of summation: it hangs on V and the dtype, never on the number of rows.
+    """
+    entry = "score_tokens", f"{like.dtype.itemsize} bytes"
+    tuned = config(*entry, like.device)
+    width = min(tuned["BLOCK"], max(triton.next_power_of_2(vocabulary), _NARROWEST))
+    options = Options(tuned["num_warps"], tuned["num_stages"], fp_fusion=False, entry=entry)
+    return options, width, triton.cdiv(vocabulary, width)
+
+
+def _record_words(rows: int, chunks: int) -> int:
+    return triton.cdiv(rows, LINE.value) * chunks * WORDS.value * LINE.value
+
+
+def _group(chunks: int) -> dict[str, int]:
+    return {"GROUP": min(triton.next_power_of_2(chunks), _CHUNKS_JOINED)}
 
 
 def _unit(vocabulary: int, size: int) -> int:
@@ -138,7 +207,34 @@ def score_chunks(
     heat = temperature_of(row, temperature, True, PER_ROW)
     if asks_for_logits(candidate, heat, V):
         start = logits + row_start(row, inner, outer_stride, inner_stride, UNIT)
-        score_chunk(candidate, row, start, heat, seed, records, V, NOISE, BLOCK)
+        chunk = tl.program_id(0) % ((V + BLOCK - 1) // BLOCK)
+        score_chunk(candidate, row, chunk, start, heat, seed, records, V, NOISE, BLOCK)
+
+
+@triton.jit(do_not_specialize=["first_chunk", "columns"])
+def score_slice(
+    candidate_ids,
+    logits,
+    first_chunk,
+    columns,
+    temperature,
+    seed,
+    records,
+    V: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    NOISE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """As ``score_chunks``, of ``logits`` [rows, columns], which are those from ``first_chunk`` on of a row's V."""
+    chunks = tl.cdiv(columns, BLOCK)
+    row = tl.program_id(0) // chunks
+    candidate = tl.load(candidate_ids + row)
+    heat = temperature_of(row, temperature, True, PER_ROW)
+    if asks_for_logits(candidate, heat, V):
+        start = logits + row_start(row, 1, columns, 0, UNIT) - first_chunk * BLOCK
+        chunk = first_chunk + tl.program_id(0) % chunks
+        score_chunk(candidate, row, chunk, start, heat, seed, records, V, NOISE, BLOCK)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -200,14 +296,15 @@ def first_record(row, CHUNKS: tl.constexpr):
 
 
 @triton.jit
-def score_chunk(candidate, row, start, heat, seed, records, V: tl.constexpr, NOISE: tl.constexpr, BLOCK: tl.constexpr):
-    """Write this program's record: maximum, sum of exp(x - maximum) and, as far as the row asks for it, a token.
+def score_chunk(
+    candidate, row, chunk, start, heat, seed, records, V: tl.constexpr, NOISE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Write the record of a row's chunk: maximum, sum of exp(x - maximum) and, as far as the row asks for it, a token.
 
     NaN makes the sum NaN, +inf the maximum +inf; where everything is banned they are -inf and 0. The token is the given
     one if it lies here (its logit), else the best one (id, with noise also logit and perturbed logit).
     """
     CHUNKS: tl.constexpr = (V + BLOCK - 1) // BLOCK
-    chunk = tl.program_id(0) % CHUNKS
     first = chunk * BLOCK
     v = tl.arange(0, BLOCK)
     x = tl.load(start + first + v, mask=v < V - first, other=-_INF).to(tl.float32)  # [BLOCK]

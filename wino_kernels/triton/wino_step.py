@@ -117,7 +117,8 @@ def score_positions(
     heat = temperature_of(row, temperature, True, PER_ROW)
     if asks_for_logits(candidate, heat, V):
         start = logits + row_start(row, inner, outer_stride, inner_stride, UNIT)
-        score_chunk(candidate, row, start, heat, seed, records, V, NOISE, BLOCK)
+        chunk = tl.program_id(0) % ((V + BLOCK - 1) // BLOCK)
+        score_chunk(candidate, row, chunk, start, heat, seed, records, V, NOISE, BLOCK)
 
 
 @triton.jit

@@ -30,6 +30,10 @@ _HEAD_WIDTH = 64
 _LLADA_8B = "llada-8b"
 _SHARPNESS = 9.0
 _SIGNAL = 3.0  # of the first layer's copy beside the noise of all layers
+#: Up to this width the noise of other tokens' logits makes some tokens surer than others. A wider head needs a smaller
+#: scale, which leaves too little of it: one step would be sure of all or of none.
+_NOISY_WIDTH = 512
+_SPREAD = 0.2  # standard deviation of a wider head's rows, relative
 
 
 class Trunk(NamedTuple):
@@ -118,8 +122,10 @@ def _look_back(block: Any, config: LLaDAConfig, offset: int) -> None:
     block.attn_out.weight.mul_(_SIGNAL * math.sqrt(config.n_layers))
 
 
-def _know_successors(model: LLaDAModelLM, order: Tensor, scale: float) -> None:
+def _know_successors(model: LLaDAModelLM, order: Tensor, scale: float | Tensor) -> None:
     """Row ``order[v]`` of the head points where the hidden row goes that copies token v."""
+    if model.config.d_model > _NOISY_WIDTH:
+        scale = scale * (1 + _SPREAD * torch.randn(len(order), 1))
     config, transformer = model.config, model.model.transformer
     embedding = transformer["wte"].weight
     block = transformer["blocks"][0]
