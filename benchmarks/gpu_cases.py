@@ -17,8 +17,10 @@ from torch import Tensor
 import wino_kernels.eager as eager_operators
 from wino_kernels.eager.accept import accept_
 from wino_kernels.eager.accept_remask import accept_remask_
+from wino_kernels.eager.norm_qkv_rope import rms_norm
 from wino_kernels.eager.philox import gumbel_noise
 from wino_kernels.eager.shadow_attention import shadow_attention, visibility
+from wino_kernels.eager.shadow_trunk import layers
 from wino_kernels.eager.trajectory_loss import trajectory_loss, trajectory_loss_backward
 from wino_kernels.resources import GENERATION, LLADA, MMADA, PROMPT, Model
 
@@ -537,11 +539,17 @@ class ShadowTrunk(Layers):
     operator, number = "shadow_trunk", 2
 
     def work_of(self, model: Model, batch: int, length: int, queries: int, inner: int) -> roofline.Work:
+        """In the last layer the block's rows and the shadow block ask."""
+        asking = 2 * self.block
         before = roofline.norm_qkv_rope(batch * length, model.hidden, 3 * queries)
-        attention = roofline.shadow_attention(batch, model.heads, length, length, self.block, model.width)
         after = [roofline.out_norm_swiglu(batch * rows, model.hidden, queries, inner) for rows in (length, self.block)]
+        attention = [
+            roofline.shadow_attention(batch, model.heads, rows, length, self.block, model.width)
+            for rows in (length, asking)
+        ]
+        spared = 2 * batch * (length - asking) * model.hidden * queries
         weights, between = before.read + after[1].read, batch * length * model.hidden * self.x.itemsize
-        matrix = 2 * before.matrix + 2 * attention.matrix + sum(work.matrix for work in after)
+        matrix = 2 * before.matrix - spared + sum(work.matrix for work in (*after, *attention))
         return roofline.Work(read=2 * weights, written=between, matrix=matrix)
 
     def by(self, functions: Any, wide: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
@@ -549,6 +557,21 @@ class ShadowTrunk(Layers):
         shadow = {"num_shadow": self.block, "block_start": self.start}
         given = wide(self.x), weights, [], *self.tables, self.rows
         return functions.shadow_trunk(*given, **shadow, eps=EPS, norm_weight=weights[0])
+
+    def contenders(self) -> dict[str, Contender]:
+        """Around the library's attention with a mask, as published; the definition's has its scores in memory."""
+        length = self.x.shape[1]
+        masks = {rows: visibility(rows, length, self.block, self.start)[:, None] for rows in (length, 2 * self.block)}
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=masks[query.shape[2]])
+
+        def separate() -> Tensor:
+            given = self.x, self.weights, [], *self.tables, self.rows, self.block, self.start, EPS, None, True
+            x = layers(*given, eager_operators.norm_qkv_rope, attend, eager_operators.out_norm_swiglu)
+            return rms_norm(x, self.weights[0], EPS)
+
+        return compiled_too({"separate operations": separate})
 
 
 class TrajectoryLoss(Case):
@@ -671,7 +694,7 @@ def cases(sizes: Sizes, device: torch.device) -> Iterator[Case]:
         yield AcceptRemask(batch, block, device)
         yield Accept(batch, block, device)
         yield ShadowAttention(model, batch, block, sizes.outside, device)
-        for layers in (NormQkvRope, OutNormSwiglu, ShadowTrunk):
-            yield layers(model, batch, block, sizes.outside, device)
+        for part in (NormQkvRope, OutNormSwiglu, ShadowTrunk):
+            yield part(model, batch, block, sizes.outside, device)
     yield TrajectoryLoss(model, sizes.loss_rows, device)
     yield TrajectoryLossBackward(model, sizes.loss_rows, device)

@@ -107,7 +107,11 @@ def gpu(found: dict[str, Any]) -> str:
     for (operator, case), rows in calls.items():
         best = min(rows, key=lambda row: row["microseconds"]["ours"]["median"])
         times = {name: timing["median"] for name, timing in best["microseconds"].items()}
-        line = [f"`{operator}` {case}", f"{times['ours']:,.1f} ({best['backend']})", f"{best['of_roofline']:.0%}"]
+        line = [
+            f"`{operator}` {case}",
+            f"{times['ours']:,.1f} ({best['backend']})",
+            f"{best['of_roofline']:.0%}" if "of_roofline" in best else "",
+        ]
         for starts in _INSTEAD.values():
             instead = [time for name, time in times.items() if name.startswith(starts)]
             line.append(_times(min(instead) / times["ours"]) if instead else "")

@@ -25,9 +25,11 @@ SHAPES = (
 Inputs = dict[str, Any]
 
 
-def by_library(path: str) -> bool:
-    """Whether a path's products are Torch's own, whose sums hang on the number of rows and on strides."""
-    return path in ("eager", "triton")
+def by_library(path: str, dtype: torch.dtype) -> float:
+    """How far two calls may be apart where a path's products are Torch's own: their sums hang on rows and strides."""
+    if path not in ("eager", "triton"):
+        return 0.0
+    return 1e-4 if dtype == torch.float32 else 0.1
 
 
 def random_weight(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -135,7 +137,7 @@ def check(operator: Callable[..., Any], eager: Callable[..., Any], inputs: Input
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         error, allowed = (ours.double() - truth).abs(), (theirs.double() - truth).abs()
         if ours.dtype in (torch.float32, torch.float64):
-            assert error.max() <= max(4 * allowed.max(), 1e-5)
+            assert error.max() <= max(4 * allowed.max(), 1e-5 if ours.dtype == torch.float32 else 1e-12)
             continue
         assert error.square().mean().sqrt() <= 1.05 * allowed.square().mean().sqrt() + 1e-4
         assert error.max() <= 1.5 * allowed.max() + 0.01

@@ -215,6 +215,24 @@ def test_what_is_measured_of_attention_is_what_is_written_down(
                 assert launches[0].options.num_warps == config["num_warps"]
 
 
+def test_what_is_measured_of_the_head_is_what_is_written_down(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many rows the library multiplies; the tile's configuration is measured where the tile is used."""
+    kernel = backends._load("triton").kernels["linear_score_tokens"]
+
+    def call(hidden: Any, weight: Any, ids: Any, *, round_to: Any) -> Any:
+        return kernel(hidden, weight, ids, round_to=round_to)
+
+    monkeypatch.setattr(tune.ops, "linear_score_tokens", call)
+    tasks = [task for task in tune.tasks() if task.operator == "linear_score_tokens"]
+    for task in tasks:
+        config = chosen(task.operator, task.shape_class, "sm_90")
+        with recording("sm_90") as launches:
+            task.make(torch.device("meta"))()
+        assert launches[0].options.entry == (task.operator, task.shape_class)
+        assert launches[0].constants.items() >= {k: v for k, v in config.items() if "BLOCK" in k}.items()
+    assert len(tasks) == 5
+
+
 def test_a_chip_without_a_configuration_that_fits_can_be_tuned(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first candidate that runs is what the others are compared with."""
     task = tune.tasks()[0]

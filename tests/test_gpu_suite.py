@@ -195,11 +195,12 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda call, **_: call)
 
 
-def gpu_run(docs: Path | None, operators: list[str]) -> int:
+def gpu_run(docs: Path | None, operators: list[str], names: tuple[str, ...] = ("eager",)) -> int:
     gpu = gpu_suite.Gpu(CPU, "A made-up chip", 1e12, roofline.H200, torch.empty(64))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_suite, "serves", lambda name, operator, device: name == "eager")
-        return gpu_suite.timed(operators, ["eager"], 3, gpu, gpu_cases.TINY, docs)
+        patch.setattr(gpu_suite, "serves", lambda name, operator, device: name in names)
+        disk = None if docs is None else docs / "rows.jsonl"
+        return gpu_suite.timed(operators, names, 3, gpu, gpu_cases.TINY, docs, disk)
 
 
 @pytest.mark.usefixtures("no_gpu_needed")
@@ -214,6 +215,22 @@ def test_timed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert all(timing["median"] == 1000.0 for timing in row["microseconds"].values())
         assert row["of_roofline"] > 0 and row["of_copy_bandwidth"] > 0
     assert "published" in capsys.readouterr().out
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == found["rows"]
+
+
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_backends_are_timed_in_the_same_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each beside the others and the contenders; one that is wrong is left out of all of it."""
+    assert gpu_run(tmp_path, ["accept_"], ("eager", "cpu")) == 0
+    found = json.loads((tmp_path / "gpu_a_made_up_chip.json").read_text())["rows"]
+    for row, other in zip(found, ("cpu", "eager"), strict=True):
+        assert list(row["microseconds"])[:2] == ["ours", other] and len(row["microseconds"]) > 2
+    monkeypatch.setattr(
+        gpu_cases.Accept, "error", lambda case, results: "" if backends.current_backend() == "cpu" else "wrong"
+    )
+    assert gpu_run(tmp_path, ["accept_"], ("eager", "cpu")) == 1
+    wrong, fine = json.loads((tmp_path / "gpu_a_made_up_chip.json").read_text())["rows"]
+    assert wrong["microseconds"] == {} and "eager" not in fine["microseconds"] and fine["check"] == "ok"
 
 
 @pytest.mark.usefixtures("no_gpu_needed")

@@ -85,7 +85,10 @@ def test_allocates_its_outputs_only_and_reads_nothing_back(backend: str, name: s
     assert outputs
     allocated = {tensor.untyped_storage().data_ptr() for tensor in watch.allocated}
     given_back = {tensor.untyped_storage().data_ptr() for tensor in outputs if tensor.numel()}
-    assert allocated >= given_back if name.partition(",")[0] in LAYERS else allocated == given_back
+    if name.partition(",")[0] in LAYERS:
+        assert allocated >= given_back and len(watch.allocated) <= 50  # of two layers; twice that one by one
+    else:
+        assert allocated == given_back
     assert watch.host_reads == []
     assert addresses == [tensor.data_ptr() for tensor in given]
 

@@ -82,6 +82,25 @@ def test_products_of_the_library(path: str, dtype: torch.dtype, monkeypatch: pyt
     test_skipped_rows_change_nothing(path)
 
 
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+@pytest.mark.parametrize(("chunks", "block_of_rows"), [(1, 4), (2, 7), (5, 7)])
+def test_slices_of_the_librarys_product(
+    path: str, chunks: int, block_of_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some or all chunks of V at a time, blocks of rows: the tokens and confidences of all logits at once."""
+    scoring = importlib.import_module("wino_kernels.triton.score_tokens")
+    monkeypatch.setattr(importlib.import_module("wino_kernels.triton.linear_score_tokens"), "MOST_FUSED", 0)
+    width = scoring._chunks(17161, torch.empty(0))[1]
+    monkeypatch.setattr(scoring, "_SLICE_BYTES", chunks * block_of_rows * width * 4)
+    hidden, weight = torch.randint(-3, 4, (7, 9)).float(), torch.randint(-2, 3, (17161, 9)).float()  # exact logits
+    ids = torch.tensor([-1, 17160, -2, -1, 4096, 3, -1])
+    noise = {"temperature": torch.rand(7), "seed": torch.arange(7)}
+    for given in ({}, noise):
+        found = wino_kernels.linear_score_tokens(hidden, weight, ids, **given)
+        expected = wino_kernels.score_tokens(F.linear(hidden, weight), ids, **given)
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
 @over_paths("linear_score_tokens")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_not_rounded_is_better(path: str, dtype: torch.dtype) -> None:

@@ -100,6 +100,24 @@ def test_blocks_that_are_watched_or_wrapped_are_called(how: str, fields: dict[st
             torch.testing.assert_close(backbone_of(model).hidden_rows(**call), fused, atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_layers_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's operators give what the modules give; compiled code traces the modules; no kernel: neither."""
+    model, call = build_llada(), layout(13)
+    expected = backbone_of(model).hidden_rows(**call)
+    with wino_kernels.use_backend("triton"):
+        assert all(weights_of(block, model.config) is not None for block in model.model.transformer["blocks"])
+        torch.testing.assert_close(backbone_of(model).hidden_rows(**call), expected, atol=1e-4, rtol=0)
+
+    elsewhere = build_llada().to("meta").model.transformer["blocks"][0]  # for a device that is not the CPU
+    assert weights_of(elsewhere, model.config) is None
+    monkeypatch.setattr("wino.models.llada.has_kernel", lambda operator, device: device == "meta")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    assert weights_of(elsewhere, model.config) is not None
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert weights_of(elsewhere, model.config) is None
+
+
 def test_a_wrapped_projection_counts() -> None:
     """What is put around a layer after the view was made is part of the next pass, unless the weights are held."""
     model, call = build_llada(), layout(13)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 import triton
 import triton.language as tl
@@ -33,6 +35,7 @@ def _norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[
     if normed.numel():
         block = min(triton.next_power_of_2(width), _MOST_COLUMNS)
         at_once = max(1, _TILE // block)
+        rounded = ctypes.c_float(eps).value  # as Triton passes numbers
         launch(
             norm_rows,
             (triton.cdiv(batch * length, at_once),),
@@ -46,7 +49,8 @@ def _norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[
                 "weight": weight,
                 "total": None if added is None else total,
                 "normed": normed,
-                "eps": eps,
+                "eps": rounded,
+                "eps_rest": eps - rounded,
             },
             {"WIDTH": width, "BLOCK": block, "ROWS": at_once},
             _OPTIONS,
@@ -66,6 +70,7 @@ def norm_rows(
     total,
     normed,
     eps,
+    eps_rest,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -88,7 +93,8 @@ def norm_rows(
         if added is not None:
             tl.store(total + column, narrowed(wide, dtype), mask=inside)
         squares += wide * wide
-    scale = 1.0 / tl.sqrt(tl.sum(squares, 1) / WIDTH + eps)[:, None]
+    least = tl.full((), eps, precise) + tl.full((), eps_rest, precise)
+    scale = 1.0 / tl.sqrt(tl.sum(squares, 1) / WIDTH + least)[:, None]
     for start in tl.static_range(0, WIDTH, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
         inside = present & (column < WIDTH)

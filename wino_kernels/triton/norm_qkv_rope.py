@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -16,6 +17,7 @@ _TILE = 2048  # numbers of the half heads that a program turns
 _OPTIONS = Options(num_warps=4, num_stages=1, fp_fusion=False)
 
 
+@torch.no_grad()
 def norm_qkv_rope(
     x: Tensor,
     norm_weight: Tensor,

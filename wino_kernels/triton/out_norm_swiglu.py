@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -15,6 +16,7 @@ _BLOCK = 1024
 _OPTIONS = Options(num_warps=4, num_stages=1, fp_fusion=False)
 
 
+@torch.no_grad()
 def out_norm_swiglu(
     x: Tensor,
     attended: Tensor,

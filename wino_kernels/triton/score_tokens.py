@@ -62,38 +62,46 @@ def score_product(
     temperature: Tensor | None,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """score_tokens of ``hidden @ weight.T + bias``, by the library, a slice of the vocabulary at a time."""
+    """score_tokens of ``hidden @ weight.T + bias``, by the library, at most ``_SLICE_BYTES`` of logits at a time."""
     token_ids = torch.empty_like(candidate_ids)
     confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
     rows, vocabulary, size = candidate_ids.numel(), len(weight), hidden.dtype.itemsize
     options, width, chunks = _chunks(vocabulary, hidden)
-    at_once = max(1, min(chunks, _SLICE_BYTES // (rows * width * size)))
+    most_rows = max(1, _SLICE_BYTES // (width * size))
+    at_once = max(1, min(chunks, most_rows // rows))
     words = _record_words(rows, chunks)
-    memory = scratch(hidden, words + -(-rows * at_once * width * size // 4))
-    logits = memory[words:].view(hidden.dtype)
+    memory = scratch(hidden, words + -(-min(rows, most_rows) * at_once * width * size // 4))
     heat, per_row = scalar_or_rows(temperature)
     shared: dict[str, Any] = {"temperature": heat, "records": memory}
+    given = shared | {"candidate_ids": candidate_ids, "seed": seed}
     constants = {"V": vocabulary, "PER_ROW": per_row, "NOISE": seed is not None, "BLOCK": width}
-    given = {"candidate_ids": candidate_ids, "seed": seed}
-    flat = hidden.reshape(rows, -1)
-    for first in range(0, chunks, at_once):
-        part = slice(first * width, min(vocabulary, (first + at_once) * width))
-        columns = part.stop - part.start
-        tile = logits[: rows * columns].view(rows, columns)
-        with torch.no_grad():
-            if bias is None:
-                torch.mm(flat, weight[part].T, out=tile)
-            else:
-                torch.addmm(bias[part], flat, weight[part].T, out=tile)
-        launch(
-            score_slice,
-            (rows * triton.cdiv(columns, width),),
-            shared | given | {"logits": tile, "first_chunk": first, "columns": columns},
-            constants | {"UNIT": _unit(vocabulary, size)},
-            options,
-        )
+    # A view of another dtype: scratch may have been made under inference_mode, and its own views could not be written.
+    logits, flat = memory[words:].view(hidden.dtype), hidden.reshape(rows, -1)
+    for first_row in range(0, rows, most_rows):
+        some = flat[first_row : first_row + most_rows]
+        for first_chunk in range(0, chunks, at_once):
+            part = slice(first_chunk * width, min(vocabulary, (first_chunk + at_once) * width))
+            columns = part.stop - part.start
+            tile = logits[: len(some) * columns].view(len(some), columns)
+            _multiply(some, weight[part], None if bias is None else bias[part], tile)
+            place = {"logits": tile, "first_row": first_row, "first_chunk": first_chunk, "columns": columns}
+            launch(
+                score_slice,
+                (len(some) * triton.cdiv(columns, width),),
+                given | place,
+                constants | {"UNIT": _unit(vocabulary, size)},
+                options,
+            )
     _join(candidate_ids, token_ids, confidence, shared, constants | _group(chunks))
     return token_ids, confidence
+
+
+@torch.no_grad()
+def _multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(hidden, weight.T, out=out)
+    else:
+        torch.addmm(bias, hidden, weight.T, out=out)
 
 
 def _join(
@@ -211,10 +219,11 @@ def score_chunks(
         score_chunk(candidate, row, chunk, start, heat, seed, records, V, NOISE, BLOCK)
 
 
-@triton.jit(do_not_specialize=["first_chunk", "columns"])
+@triton.jit(do_not_specialize=["first_row", "first_chunk", "columns"])
 def score_slice(
     candidate_ids,
     logits,
+    first_row,
     first_chunk,
     columns,
     temperature,
@@ -226,13 +235,14 @@ def score_slice(
     BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """As ``score_chunks``, of ``logits`` [rows, columns], which are those from ``first_chunk`` on of a row's V."""
+    """As ``score_chunks``; ``logits`` [rows, columns] are those from ``first_row`` and ``first_chunk`` on."""
     chunks = tl.cdiv(columns, BLOCK)
-    row = tl.program_id(0) // chunks
+    at = tl.program_id(0) // chunks
+    row = first_row + at
     candidate = tl.load(candidate_ids + row)
     heat = temperature_of(row, temperature, True, PER_ROW)
     if asks_for_logits(candidate, heat, V):
-        start = logits + row_start(row, 1, columns, 0, UNIT) - first_chunk * BLOCK
+        start = logits + row_start(at, 1, columns, 0, UNIT) - first_chunk * BLOCK
         chunk = first_chunk + tl.program_id(0) % chunks
         score_chunk(candidate, row, chunk, start, heat, seed, records, V, NOISE, BLOCK)
 

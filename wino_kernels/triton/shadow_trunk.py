@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from wino_kernels.eager.shadow_trunk import layers
@@ -13,6 +14,7 @@ from wino_kernels.triton.out_norm_swiglu import out_norm_swiglu
 from wino_kernels.triton.shadow_attention import shadow_attention
 
 
+@torch.no_grad()
 def shadow_trunk(
     x: Tensor,
     weights: Sequence[Tensor],

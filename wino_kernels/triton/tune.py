@@ -30,6 +30,7 @@ from wino_kernels.resources import BLOCK, GENERATION, LLADA, PROMPT
 from wino_kernels.triton import configs
 from wino_kernels.triton.configs import Config
 from wino_kernels.triton.launch import INTERPRETED, target_of
+from wino_kernels.triton.linear_score_tokens import MOST_FUSED
 
 #: What is tried of each parameter; a block is tried at half, once and twice its size.
 NUM_WARPS = (2, 4, 8, 16)
@@ -92,7 +93,9 @@ def _headed(rows: int) -> Callable[[torch.device], Call]:
     def make(device: torch.device) -> Call:
         hidden, weight = _head(rows, device)
         ids = _drafts(rows, device)
-        return lambda: ops.linear_score_tokens(hidden, weight, ids)
+        # With many rows the tile serves only logits that are not rounded.
+        round_to = torch.float32 if rows > MOST_FUSED else None
+        return lambda: ops.linear_score_tokens(hidden, weight, ids, round_to=round_to)
 
     return make
 

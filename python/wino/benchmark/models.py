@@ -79,7 +79,8 @@ def random_model(
 ) -> LLaDAModelLM:
     """A model as described above; ``scale`` is the standard deviation of an unrelated token's logit.
 
-    The mask and end tokens are never predicted: their rows of the head are zero, and a sure logit is far above.
+    The mask and end tokens are never predicted: their rows of the head are zero, and a sure logit is far above. The
+    weights are drawn in float32 where the model is to be, and cast: that takes four bytes a parameter at first.
     """
     if vocabulary < 4:
         raise ValueError(f"vocabulary: expected at least 4 tokens, got {vocabulary}")
@@ -100,7 +101,8 @@ def random_model(
     )
     # Drawn where it is to be: the CPU takes minutes over 8 billion numbers.
     where = torch.device(device or "cpu")
-    with torch.random.fork_rng(), where, torch.no_grad():
+    forked = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(forked), where, torch.no_grad():
         torch.manual_seed(seed)
         model = LLaDAModelLM(config).eval()
         model.model.transformer["wte"].weight.normal_()

@@ -296,12 +296,14 @@ def weights_of(block: Any, config: Any) -> Weights | None:
     if not (_is_plain(norm, RMSNorm) and _is_plain(inner_norm, RMSNorm)):
         return None
     device = norm.weight.device.type
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
+    if torch.is_grad_enabled():
         return None
     if torch.compiler.is_compiling():
         if device != "cpu":  # elsewhere the compiler itself fuses what lies between two products
             return None
     elif not has_kernel("norm_qkv_rope", device):
+        return None
+    if torch.is_autocast_enabled(device):
         return None
     linears = [getattr(block, name) for name in PROJECTIONS]
     query, key, value, out, gate, up, down = linears
