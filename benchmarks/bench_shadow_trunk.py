@@ -10,16 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import Limits, Table
 from gpu_cases import Case, Contender, generator
 from operators import CPU, bench
+from published import masked_trunk
 from roofline import Work, visible_pairs
 from torch import Tensor
 
 from wino_kernels import eager
-from wino_kernels.eager.shadow_attention import visibility
-from wino_kernels.eager.shadow_trunk import layers
 
 ROUNDS = 12
 EPS = 1e-5
@@ -133,15 +131,8 @@ class Trunk(Layers):
     def library(self) -> Any:
         """The last layer pruned as ours is, attention under a dense mask."""
         length, shadow = self.shape.length, self.shape.shadow
-        visible = visibility(length, length, shadow, self.start)[:, None]
-        visible_last = visibility(2 * shadow, length, shadow, self.start)[:, None]
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-            mask = visible if query.shape[2] == length else visible_last
-            return F.scaled_dot_product_attention(query, key, value, mask)
-
-        given = self.x, self.weights, [], *self.tables, self.rows, shadow, self.start, EPS, None, True
-        return layers(*given, eager.norm_qkv_rope, attend, eager.out_norm_swiglu)
+        trunk = masked_trunk(length, shadow, self.start)
+        return trunk(self.x, self.weights, [], *self.tables, self.rows, shadow, self.start, EPS)
 
 
 def work_of(shape: Shape, kind: type[Layers]) -> Work:

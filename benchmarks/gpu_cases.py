@@ -11,16 +11,14 @@ from typing import Any, ClassVar, NamedTuple
 import roofline
 import torch
 import torch.nn.functional as F
-from published import MASK_ID, Published, Step, argmax_and_softmax, max_index_and_exp_sum, published
+from published import MASK_ID, Published, Step, argmax_and_softmax, masked_trunk, max_index_and_exp_sum, published
 from torch import Tensor
 
 import wino_kernels.eager as eager_operators
 from wino_kernels.eager.accept import accept_
 from wino_kernels.eager.accept_remask import accept_remask_
-from wino_kernels.eager.norm_qkv_rope import rms_norm
 from wino_kernels.eager.philox import gumbel_noise
 from wino_kernels.eager.shadow_attention import shadow_attention, visibility
-from wino_kernels.eager.shadow_trunk import layers
 from wino_kernels.eager.trajectory_loss import trajectory_loss, trajectory_loss_backward
 from wino_kernels.resources import GENERATION, LLADA, MMADA, PROMPT, Model
 
@@ -560,18 +558,9 @@ class ShadowTrunk(Layers):
 
     def contenders(self) -> dict[str, Contender]:
         """Around the library's attention with a mask, as published; the definition's has its scores in memory."""
-        length = self.x.shape[1]
-        masks = {rows: visibility(rows, length, self.block, self.start)[:, None] for rows in (length, 2 * self.block)}
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=masks[query.shape[2]])
-
-        def separate() -> Tensor:
-            given = self.x, self.weights, [], *self.tables, self.rows, self.block, self.start, EPS, None, True
-            x = layers(*given, eager_operators.norm_qkv_rope, attend, eager_operators.out_norm_swiglu)
-            return rms_norm(x, self.weights[0], EPS)
-
-        return compiled_too({"separate operations": separate})
+        trunk = masked_trunk(self.x.shape[1], self.block, self.start)
+        given = self.x, self.weights, [], *self.tables, self.rows, self.block, self.start, EPS, None, self.weights[0]
+        return compiled_too({"separate operations": lambda: trunk(*given)})
 
 
 class TrajectoryLoss(Case):

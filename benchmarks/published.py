@@ -5,12 +5,18 @@ The loop itself, and the scoring and the step that are timed here, are :mod:`win
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wino.benchmark.published import PublishedBlock, published
+from wino_kernels import eager
+from wino_kernels.eager.norm_qkv_rope import rms_norm
+from wino_kernels.eager.shadow_attention import visibility
+from wino_kernels.eager.shadow_trunk import by
 
 __all__ = [
     "BLOCK",
@@ -21,6 +27,7 @@ __all__ = [
     "Step",
     "make_loss_batch",
     "make_step",
+    "masked_trunk",
     "published",
     "published_loss",
 ]
@@ -132,3 +139,16 @@ def published_loss(batch: LossBatch, threshold: float = 0.6, threshold_back: flo
         return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)
 
     return mean(cross_entropy, batch.target) + 0.1 * mean(entropy, sure) - mean(entropy, wrong)
+
+
+def masked_trunk(length: int, shadow: int, start: Tensor) -> Callable[..., Tensor]:
+    """shadow_trunk of separate operations around the library's attention, under dense masks that are made once.
+
+    The last layer is pruned as ours is: of its L rows only the leaving ones, as many as shadow rows, and those ask.
+    """
+    masks = {queries: visibility(queries, length, shadow, start)[:, None] for queries in (length, 2 * shadow)}
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=masks[query.shape[2]])
+
+    return by(eager.norm_qkv_rope, attend, eager.out_norm_swiglu, rms_norm)

@@ -14,7 +14,9 @@ from wino_kernels.cpu.norm_qkv_rope import norm_qkv_rope
 from wino_kernels.cpu.out_norm_swiglu import out_norm_swiglu
 from wino_kernels.cpu.shadow_attention import shadow_attention
 from wino_kernels.eager.norm_qkv_rope import rms_norm
-from wino_kernels.eager.shadow_trunk import BIASES, WEIGHTS, layers
+from wino_kernels.eager.shadow_trunk import BIASES, WEIGHTS, by
+
+_one_by_one = by(norm_qkv_rope, shadow_attention, out_norm_swiglu, rms_norm)
 
 
 def shadow_trunk(
@@ -32,10 +34,8 @@ def shadow_trunk(
     full_precision: bool = True,
 ) -> Tensor:
     if not (is_fused(x, *weights[1:4]) and is_fused(x, *weights[4:WEIGHTS])):
-        operators = norm_qkv_rope, shadow_attention, out_norm_swiglu
-        given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps, key_padding_mask, full_precision
-        x = layers(*given, *operators)
-        return x if norm_weight is None else rms_norm(x, norm_weight, eps)
+        given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps
+        return _one_by_one(*given, key_padding_mask, norm_weight, full_precision)
     batch, length, width = x.shape
     rows = rows.contiguous()
     if rows.numel():

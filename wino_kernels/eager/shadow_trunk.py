@@ -17,58 +17,43 @@ from wino_kernels.eager.shadow_attention import shadow_attention
 WEIGHTS, BIASES = 9, 7
 
 
-def shadow_trunk(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor,
-    num_shadow: int,
-    block_start: Tensor,
-    eps: float,
-    key_padding_mask: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    full_precision: bool = True,
-) -> Tensor:
-    operators = norm_qkv_rope, shadow_attention, out_norm_swiglu
-    given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps, key_padding_mask, full_precision
-    x = layers(*given, *operators)
-    return x if norm_weight is None else rms_norm(x, norm_weight, eps)
+Operator = Callable[..., Any]
 
 
-def layers(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor,
-    num_shadow: int,
-    block_start: Tensor,
-    eps: float,
-    key_padding_mask: Tensor | None,
-    full_precision: bool,
-    before: Callable[..., Any],
-    attend: Callable[..., Any],
-    after: Callable[..., Any],
-) -> Tensor:
-    """All layers, by the three operators that are given."""
-    number = len(weights) // WEIGHTS
-    queries, answers = asking(rows, x.shape[1], num_shadow)
-    for layer in range(number):
-        norm, q, k, v, out, inner_norm, *mlp = weights[WEIGHTS * layer : WEIGHTS * (layer + 1)]
-        own = biases[BIASES * layer : BIASES * (layer + 1)] if biases else [None] * BIASES
-        last = layer == number - 1
-        asked = queries if last else None
-        query, key, value = before(x, norm, q, k, v, cos, sin, eps, *own[:3], asked, full_precision)
-        attended = attend(query, key, value, num_shadow, block_start, key_padding_mask)
-        if last:
-            x = rows_of(x, rows)
-            _, heads, _, head_dim = attended.shape
-            attended = attended.gather(2, answers[:, None, :, None].expand(-1, heads, -1, head_dim))
-        x = after(x, attended, out, inner_norm, *mlp, eps, *own[3:])
-    return x
+def by(before: Operator, attend: Operator, after: Operator, norm: Operator) -> Callable[..., Tensor]:
+    """shadow_trunk by norm_qkv_rope, shadow_attention, out_norm_swiglu and an rms_norm that are given."""
+
+    def shadow_trunk(
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        cos: Tensor,
+        sin: Tensor,
+        rows: Tensor,
+        num_shadow: int,
+        block_start: Tensor,
+        eps: float,
+        key_padding_mask: Tensor | None = None,
+        norm_weight: Tensor | None = None,
+        full_precision: bool = True,
+    ) -> Tensor:
+        number = len(weights) // WEIGHTS
+        queries, answers = asking(rows, x.shape[1], num_shadow)
+        for layer in range(number):
+            norm_1, q, k, v, out, norm_2, *mlp = weights[WEIGHTS * layer : WEIGHTS * (layer + 1)]
+            own = biases[BIASES * layer : BIASES * (layer + 1)] if biases else [None] * BIASES
+            last = layer == number - 1
+            asked = queries if last else None
+            query, key, value = before(x, norm_1, q, k, v, cos, sin, eps, *own[:3], asked, full_precision)
+            attended = attend(query, key, value, num_shadow, block_start, key_padding_mask)
+            if last:
+                x = rows_of(x, rows)
+                _, heads, _, head_dim = attended.shape
+                attended = attended.gather(2, answers[:, None, :, None].expand(-1, heads, -1, head_dim))
+            x = after(x, attended, out, norm_2, *mlp, eps, *own[3:])
+        return x if norm_weight is None else norm(x, norm_weight, eps)
+
+    return shadow_trunk
 
 
 def asking(rows: Tensor, length: int, num_shadow: int) -> tuple[Tensor, Tensor]:
@@ -80,3 +65,6 @@ def asking(rows: Tensor, length: int, num_shadow: int) -> tuple[Tensor, Tensor]:
     shadow = torch.arange(num_real, length, device=rows.device).expand(len(rows), -1)
     answers = torch.where(rows < num_real, among, rows - num_real + rows.shape[1])
     return torch.cat((rows, shadow), dim=1), answers
+
+
+shadow_trunk = by(norm_qkv_rope, shadow_attention, out_norm_swiglu, rms_norm)
