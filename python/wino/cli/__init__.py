@@ -340,7 +340,7 @@ def bench_command(
     model: Model = "wino-tiny",
     trunk: Annotated[
         str | None,
-        typer.Option(help="Instead of --model: a random model of so many layers x width, such as 4x256."),
+        typer.Option(help="Instead of --model: a random model of so many layers x width, such as 4x256; or llada-8b."),
     ] = None,
     vocab: Annotated[
         int | None, typer.Option(min=4, help="With --trunk: vocabulary size; LLaDA's 126464 if left out.")
@@ -359,7 +359,10 @@ def bench_command(
         str | None, typer.Option("--file", "-f", help="Prompts from a text file instead, one a line.")
     ] = None,
     modes: Annotated[
-        str, typer.Option(help="Some of exact, prefix, dual (approximate caches), compile, graph (CUDA).")
+        str,
+        typer.Option(
+            help="Some of exact, prefix, dual (approximate caches), compile, and on a GPU graph, dual+graph, compile+graph."
+        ),
     ] = "exact,prefix,dual",
     rounds: Annotated[int, typer.Option(min=1, help="Timed decodes of each mode, in turn.")] = 7,
     published: Annotated[
