@@ -361,7 +361,7 @@ def bench_command(
     modes: Annotated[
         str,
         typer.Option(
-            help="Some of exact, prefix, dual (approximate caches), compile, and on a GPU graph, dual+graph, compile+graph."
+            help="Some of exact, prefix, dual (approximate caches), compile; on a GPU graph, dual+graph, compile+graph."
         ),
     ] = "exact,prefix,dual",
     rounds: Annotated[int, typer.Option(min=1, help="Timed decodes of each mode, in turn.")] = 7,
