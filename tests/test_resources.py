@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +38,12 @@ def checked_in() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fresh() -> list[dict[str, Any]]:
-    """Every kernel compiled, by the command itself, in a process that was told to interpret.
+    """Every kernel, by the command itself, in a process that was told to interpret.
 
-    For one target of each maker: a kernel that has changed shows there, and the table is only ever written whole.
+    Compiled is what the table has not of the same sources and compiler; all of it takes five minutes.
     """
     backends = (f"--backend={name}" for name in resources.compilable())
-    finished = run("--json", *backends, "--target=sm_90", "--target=gfx942")
+    finished = run("--json", "--changed", *backends)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout)
 
@@ -77,6 +78,76 @@ def test_every_operator_and_target_is_in_the_table(checked_in: dict[str, Any], t
     for operator in STREAMING:
         kernels = [row for row in rows if row["operator"] == operator and row["streams"]]
         assert kernels and all(is_wide(row["loads"]) for row in kernels), operator
+
+
+@pytest.fixture(scope="module")
+def fingerprints_of_changed_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """By operator, where every file has grown a line at its top, and one helper of some kernels another constant."""
+    package = tmp_path_factory.mktemp("changed") / "wino_kernels"
+    shutil.copytree(resources.ROOT / "wino_kernels", package)
+    for file in (package / "triton").glob("*.py"):
+        file.write_text("# another line\n" + file.read_text())
+    helper = package / "triton" / "philox.py"
+    text = helper.read_text()
+    assert text.count("0x9E3779B9") == 1
+    helper.write_text(text.replace("0x9E3779B9", "0x9E3779BB"))
+    code = """
+import json, tempfile
+from wino_kernels import resources
+resources._prepare_worker(tempfile.gettempdir())
+from wino_kernels.triton import KERNELS
+from wino_kernels.triton.launch import recording
+found = {}
+for operator, _, arguments in resources.cases():
+    with recording("sm_90") as launches:
+        KERNELS[operator](*arguments)
+    for launch in launches:
+        source, _ = resources.specialised(launch, "sm_90")
+        found.setdefault(operator, []).append(resources._fingerprint(launch, source, "sm_90"))
+print(json.dumps(found))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=package.parent)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)
+
+
+def test_fingerprints_tell_what_has_changed(
+    checked_in: dict[str, Any], fingerprints_of_changed_sources: dict[str, list[str]]
+) -> None:
+    if checked_in["versions"]["triton"] != resources.versions()["triton"]:
+        pytest.skip("the table is of another Triton")
+    listed: dict[str, set[str]] = {}
+    for row in checked_in["rows"]:
+        if row["backend"] == "triton" and row["target"] == "sm_90":
+            listed.setdefault(row["operator"], set()).add(row["source"])
+    for operator, found in fingerprints_of_changed_sources.items():
+        kept = set(found) & listed[operator]
+        if operator in {"score_tokens", "linear_score_tokens", "wino_step_"}:  # some of their kernels draw
+            assert len(kept) < len(listed[operator]) == len(set(found)), operator
+        else:
+            assert kept == listed[operator] == set(found), operator
+
+
+def test_only_what_changed_is_compiled_again(checked_in: dict[str, Any], tmp_path: Path) -> None:
+    doctored = copy.deepcopy(checked_in)
+    about = {"backend": "triton", "operator": "accept_", "target": "sm_90"}
+    rows = [row for row in doctored["rows"] if about.items() <= row.items()]
+    for row in rows:
+        row["registers"] = 1
+    rows[0]["source"] = "of other sources"
+    table = tmp_path / "resources.json"
+    table.write_text(json.dumps(doctored))
+    finished = run(
+        "--json", "--changed", "--backend=triton", "--operator=accept_", "--target=sm_90", f"--table={table}"
+    )
+    assert finished.returncode == 0, finished.stderr
+    registers = {row["source"]: row["registers"] for row in json.loads(finished.stdout)}
+    if checked_in["versions"]["triton"] != resources.versions()["triton"]:
+        assert min(registers.values()) > 1
+        return
+    assert {registers.pop(row["source"]) for row in rows[1:]} == {1}
+    (compiled,) = registers.values()
+    assert compiled > 1
 
 
 def test_doctored_table_fails(checked_in: dict[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 Every Triton kernel is compiled ahead of time exactly as its operator launches it at the models' shapes, the CUDA C++
 kernels by nvcc; registers, spills, shared memory, width of the loads and matrix instructions are read from the machine
-code. ``--write`` fills docs/resources.json and docs/kernels.md, ``--check`` compares the former with a fresh run.
+code. ``--write`` fills docs/resources.json and docs/kernels.md, ``--check`` compares the former with a fresh run,
+``--changed`` leaves out the compilation of what the table has from the very same sources and compiler.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +61,10 @@ EXACT = (
     "matrix_instructions",
     "warps_per_sm",
 )
+
+
+#: What a row has from the compiler.
+COMPILED = (*EXACT, "spills", "multiplies", "max_warps_per_sm", "limited_by")
 
 
 class Model(NamedTuple):
@@ -225,16 +231,18 @@ def _loss_backward(rows: int, weight_gradient: bool) -> tuple[Any, ...]:
     return _meta(3, dtype=torch.float32), hidden, weight, labels, statistics, weight_gradient
 
 
-def compile_triton(operators: Sequence[str], targets: Sequence[str]) -> list[Row]:
+def compile_triton(operators: Sequence[str], targets: Sequence[str], known: Iterable[Row] = ()) -> list[Row]:
     """The Triton half of the table, of all operators if none is named.
 
-    A target that the installed Triton cannot compile for is named on stderr, with Triton's reason.
+    A target that the installed Triton cannot compile for is named on stderr, with Triton's reason. ``known``: rows of a
+    table; what they have of the same source, options, target and Triton is not compiled again.
 
     Raises:
         ResourcesError: Triton is not installed, has no kernel for an operator, or does not compile one.
     """
     if _triton_version() is None:
         raise ResourcesError("Triton is not installed: `pip install 'triton>=3.4'` (Linux only)")
+    by_source = {row.get("source"): row for row in known}
     # A fresh cache, so that no kernel comes from an earlier run; spawned processes, so that Triton is not interpreted.
     with (
         tempfile.TemporaryDirectory(prefix="wino-resources-") as cache,
@@ -250,7 +258,7 @@ def compile_triton(operators: Sequence[str], targets: Sequence[str]) -> list[Row
             raise ResourcesError(f"Triton {_triton_version()} compiles for none of {', '.join(targets)}")
         rows = _all_done(
             {
-                pool.submit(_compile, op, target): f"{op} {target}"
+                pool.submit(_compile, op, target, by_source): f"{op} {target}"
                 for op in _chosen(registered, operators)
                 for target in usable
             },
@@ -319,7 +327,7 @@ def _probe(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return list(importlib.import_module("wino_kernels.triton").KERNELS), refusals
 
 
-def _compile(operator: str, target: str) -> list[Row]:
+def _compile(operator: str, target: str, known: Mapping[str | None, Row]) -> list[Row]:
     """In a worker: one row for each distinct kernel that ``operator`` launches over its cases."""
     from wino_kernels.triton import KERNELS
     from wino_kernels.triton.launch import recording
@@ -333,10 +341,18 @@ def _compile(operator: str, target: str) -> list[Row]:
         inputs = [tensor for tensor in arguments if isinstance(tensor, Tensor)]
         for launch in launches:
             source, options = specialised(launch, target)
-            key = f"{source.name} {source.signature} {source.constants} {source.attrs} {options}"
+            key = _fingerprint(launch, source, target)
             if key not in rows:
-                about = {"backend": "triton", "operator": operator, "cases": {}}
-                rows[key] = about | _row(launch, source, options, target, inputs)
+                about = {
+                    "backend": "triton",
+                    "operator": operator,
+                    "cases": {},
+                    "kernel": source.name,
+                    "target": target,
+                }
+                code = known[key] if key in known else _compiled(source, options, target)
+                rows[key] = about | {name: value for name, value in code.items() if name in COMPILED}
+                rows[key] |= {"streams": _streamed(launch, inputs), "source": key}
             launched = rows[key]["cases"]
             launched[name] = launched.get(name, 0) + 1
     seen: Counter[tuple[str, ...]] = Counter()
@@ -345,6 +361,18 @@ def _compile(operator: str, target: str) -> list[Row]:
         row["variant"] = seen[twin]
         seen[twin] += 1
     return list(rows.values())
+
+
+def _fingerprint(launch: Any, source: Any, target: str) -> str:
+    """Of all that the machine code follows from: source with the functions it calls, types, constants, options."""
+    from triton.runtime.jit import JITFunction
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("wino_kernels.triton.")]:
+        for function in vars(module).values():
+            if isinstance(function, JITFunction):
+                function.starting_line_number = 0  # where in its file a kernel stands is not part of it
+    text = f"{source.hash()} {launch.options[:3]} {target} {_triton_version()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def specialised(launch: Any, target: str) -> tuple[Any, dict[str, Any]]:
@@ -371,25 +399,27 @@ def specialised(launch: Any, target: str) -> tuple[Any, dict[str, Any]]:
     return ASTSource(kernel, signature, constants, attributes), backend.parse_options(options).__dict__
 
 
-def _row(launch: Any, source: Any, options: dict[str, Any], target: str, inputs: Sequence[Tensor]) -> Row:
+def _compiled(source: Any, options: dict[str, Any], target: str) -> Row:
+    """``COMPILED`` of a row."""
     import triton
 
     compiled = triton.compile(source, target=_gpu_target(target), options=options)
     metadata, num_warps = compiled.metadata, compiled.metadata.num_warps
     code = _amd_code(compiled.asm["amdgcn"]) if target.startswith("gfx") else _nvidia_code(compiled.asm["cubin"])
-    large = {tensor.untyped_storage()._cdata for tensor in inputs if tensor.nbytes >= STREAMED_BYTES}
-    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
-    streamed = [name for name, tensor in tensors.items() if tensor.untyped_storage()._cdata in large]
     return {
-        "kernel": launch.kernel.__name__,
-        "target": target,
         **code,
         "shared_bytes": metadata.shared,
         "num_warps": num_warps,
-        "streams": streamed,
         "multiplies": "tt.dot" in compiled.asm["ttir"],
         **occupancy(target, code["registers"], metadata.shared, num_warps, getattr(metadata, "tmem_size", 0) or 0),
     }
+
+
+def _streamed(launch: Any, inputs: Sequence[Tensor]) -> list[str]:
+    """The kernel's arguments that lie in a large one of ``inputs``."""
+    large = {tensor.untyped_storage()._cdata for tensor in inputs if tensor.nbytes >= STREAMED_BYTES}
+    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
+    return [name for name, tensor in tensors.items() if tensor.untyped_storage()._cdata in large]
 
 
 def _nvidia_code(cubin: bytes) -> Row:
@@ -424,8 +454,8 @@ def _amd_code(assembly: str) -> Row:
     }
 
 
-def compile_cuda(targets: Sequence[str]) -> list[Row]:
-    """The CUDA C++ half of the table.
+def compile_cuda(targets: Sequence[str], known: Iterable[Row] = ()) -> list[Row]:
+    """The CUDA C++ half of the table; ``known`` as for :func:`compile_triton`.
 
     Raises:
         ResourcesError: no nvcc, no sources, or they do not compile.
@@ -433,13 +463,13 @@ def compile_cuda(targets: Sequence[str]) -> list[Row]:
     from wino_kernels.cuda import compiled
 
     try:
-        rows = compiled.compile_cuda(targets)
+        rows = compiled.compile_cuda(targets, known)
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         raise ResourcesError(str(error)) from error
-    known = {op.rstrip("_"): op for op, _, _ in cases()}
+    names = {op.rstrip("_"): op for op, _, _ in cases()}
     for row in rows:
         num_warps = row["threads_per_block"] // 32
-        row["operator"] = known[row["kernel"].partition("<")[0]]
+        row["operator"] = names[row["kernel"].partition("<")[0]]
         row |= {"num_warps": num_warps} | occupancy(row["target"], row["registers"], row["shared_bytes"], num_warps)
     return sorted(rows, key=lambda row: (row["operator"], row["kernel"], _rank(row["target"])))
 
@@ -454,22 +484,14 @@ def _triton_version() -> str | None:
 
 def versions() -> dict[str, str | None]:
     """Version of each backend's compiler here; None where it is not installed."""
-    return {"triton": _triton_version(), "cuda": _nvcc_version()}
+    from wino_kernels.cuda import compiled
+
+    return {"triton": _triton_version(), "cuda": compiled.version()}
 
 
 def compilable() -> list[str]:
     """The backends whose compiler is installed."""
     return [backend for backend, version in versions().items() if version is not None]
-
-
-def _nvcc_version() -> str | None:
-    from wino_kernels.cuda import compiled
-
-    compiler = compiled.nvcc()
-    if compiler is None:
-        return None
-    text = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"release (\S+),", text)[0]
 
 
 def shortcomings(rows: Iterable[Row]) -> list[str]:
@@ -612,6 +634,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--json", action="store_true", help="print the rows as a JSON list (default: a Markdown table)")
     what.add_argument("--write", action="store_true", help="write --table and the section of kernels.md beside it")
     what.add_argument("--check", action="store_true", help="compare with --table; exit code 1 names the differences")
+    parser.add_argument("--changed", action="store_true", help="compile only what --table has not of the same sources")
     parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help="default: docs/resources.json")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="default: all; may be repeated")
     parser.add_argument("--operator", action="append", default=[], metavar="NAME", help="default: all; may be repeated")
@@ -619,7 +642,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def collect(backends: Sequence[str], operators: Sequence[str], targets: Sequence[str], partial: bool) -> list[Row]:
+def collect(
+    backends: Sequence[str], operators: Sequence[str], targets: Sequence[str], partial: bool, known: Sequence[Row] = ()
+) -> list[Row]:
     """The rows of ``backends``. ``partial``: one that cannot be compiled here is named on stderr and left out.
 
     Raises:
@@ -630,9 +655,10 @@ def collect(backends: Sequence[str], operators: Sequence[str], targets: Sequence
         chosen = [target for target in TARGETS[backend] if target in (targets or ALL_TARGETS)]
         try:
             if backend == "triton" and chosen:
-                rows += compile_triton(operators, chosen)
+                rows += compile_triton(operators, chosen, known)
             elif chosen:
-                rows += [row for row in compile_cuda(chosen) if row["operator"] in (operators or [row["operator"]])]
+                compiled = compile_cuda(chosen, known)
+                rows += [row for row in compiled if row["operator"] in (operators or [row["operator"]])]
         except ResourcesError as error:
             if not partial:
                 raise
@@ -648,11 +674,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.write and (chosen.backend or chosen.operator or chosen.target):
         parser.error("--write takes no --backend, --operator or --target: the table is written whole")
     try:
-        table = read(chosen.table) if chosen.check else None
-        partial = not (chosen.write or chosen.backend)
-        rows = collect(chosen.backend or BACKENDS, chosen.operator, chosen.target or (), partial)
+        table = read(chosen.table) if chosen.check or chosen.changed else None
+        partial, known = not (chosen.write or chosen.backend), table["rows"] if table and chosen.changed else ()
+        rows = collect(chosen.backend or BACKENDS, chosen.operator, chosen.target or (), partial, known)
         found = shortcomings(rows)
-        if table is not None:
+        if chosen.check and table:
             found += _compare(table, rows)
         elif chosen.write:
             found += _missing(rows)

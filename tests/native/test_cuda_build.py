@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import wino_kernels
+from wino_kernels import resources
 from wino_kernels.cuda import compiled
 
 pytestmark = pytest.mark.xdist_group("cuda build")
@@ -32,7 +33,8 @@ needs_nvcc = pytest.mark.skipif(compiled.nvcc() is None, reason="needs nvcc")
 @needs_nvcc
 @pytest.mark.parametrize("target", compiled.TARGETS)
 def test_every_kernel_compiles_without_warnings_or_spills(target: str) -> None:
-    records = compiled.compile_cuda([target])
+    # What the table has of the same sources and compiler was compiled so when it was written.
+    records = compiled.compile_cuda([target], resources.read(resources.TABLE)["rows"])
     assert {record["kernel"] for record in records} == KERNELS and len(records) == len(KERNELS)
     for record in records:
         assert record["spills"] == 0, record
@@ -51,6 +53,41 @@ def test_a_warning_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(compiled, "SOURCES", bad.parent)
     with pytest.raises(RuntimeError, match="unused"):
         compiled._compile(str(compiled.nvcc()), bad, "sm_90")
+
+
+@needs_nvcc
+def test_only_what_changed_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(compiled.SOURCES.parent, tmp_path / "csrc")
+    monkeypatch.setattr(compiled, "SOURCES", tmp_path / "csrc" / "cuda")
+    asked: list[str] = []
+    record = {"backend": "cuda", "kernel": "k", "target": "sm_90", "registers": 7}
+
+    def compile_one(compiler: str, source: Path, target: str) -> list[dict[str, object]]:
+        asked.append(f"{source.stem} {target}")
+        return [record | {"target": target}]
+
+    monkeypatch.setattr(compiled, "_compile", compile_one)
+    files = sorted(path.stem for path in compiled.SOURCES.glob("*.cu"))
+    first = compiled.compile_cuda(["sm_90"])
+    assert sorted(asked) == [f"{name} sm_90" for name in files] and len(first) == len(files) > 2
+
+    def again(known: list[dict[str, object]], target: str = "sm_90") -> list[str]:
+        asked.clear()
+        assert len(compiled.compile_cuda([target], known)) == len(files)
+        return sorted(asked)
+
+    assert again(first) == []
+    assert compiled.compile_cuda(["sm_90"], first) == first
+    assert again(first, "sm_80") == [f"{name} sm_80" for name in files]
+    assert again([{key: value for key, value in row.items() if key != "source"} for row in first])[0] == "accept sm_90"
+    with (compiled.SOURCES / "accept.cu").open("a") as file:
+        file.write("// changed\n")
+    assert again(first) == ["accept sm_90"]
+    with (compiled.SOURCES / "launch.h").open("a") as file:
+        file.write("// changed\n")
+    assert again(first) == [f"{name} sm_90" for name in files]
+    monkeypatch.setattr(compiled, "version", lambda: "99.9")
+    assert again(first) == [f"{name} sm_90" for name in files]
 
 
 def test_without_nvcc_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -24,6 +25,8 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 # Errors here, where one nvcc is at hand, and not in an install, where any may be.
 _WARNINGS = ("-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
 
+_KEYS = ("backend", "kernel", "target", "registers", "spills", "shared_bytes", "threads_per_block", "vector_loads")
+
 _ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<target>\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
@@ -39,11 +42,22 @@ def nvcc() -> str | None:
     return shutil.which(asked) if asked else shutil.which("nvcc")
 
 
-def compile_cuda(targets: Iterable[str] = TARGETS) -> list[dict[str, Any]]:
+def version() -> str | None:
+    """The compiler's release; None without one."""
+    compiler = nvcc()
+    if compiler is None:
+        return None
+    text = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return str(re.findall(r"release (\S+),", text)[0])
+
+
+def compile_cuda(targets: Iterable[str] = TARGETS, known: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """Compiles every kernel for every target, warnings being errors, and returns one record for each.
 
     Keys: ``backend`` ("cuda"), ``kernel`` (such as ``score_tokens<bfloat16, noise>``), ``target``, ``registers``,
-    ``spills`` (bytes), ``shared_bytes``, ``threads_per_block``, ``vector_loads`` (whether there are 16-byte loads).
+    ``spills`` (bytes), ``shared_bytes``, ``threads_per_block``, ``vector_loads`` (whether there are 16-byte loads),
+    ``source`` (a fingerprint of file, headers, flags and compiler). Files that ``known`` has records of, by their
+    ``source``, are not compiled again.
 
     Raises:
         FileNotFoundError: nvcc or the sources are not here.
@@ -55,10 +69,26 @@ def compile_cuda(targets: Iterable[str] = TARGETS) -> list[dict[str, Any]]:
     sources = sorted(SOURCES.glob("*.cu"))
     if not sources:
         raise FileNotFoundError(f"no CUDA sources in {SOURCES}: a source checkout is needed")
-    jobs = [(compiler, source, target) for target in targets for source in sources]
+    by_source: dict[str | None, list[dict[str, Any]]] = {}
+    for record in known:
+        by_source.setdefault(record.get("source"), []).append({name: record[name] for name in _KEYS if name in record})
+    release = str(version())
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
-        compiled = executor.map(_compile, *zip(*jobs, strict=True))
-        return [dict(record) for records in compiled for record in records]
+
+        def records(job: tuple[str, Path]) -> list[dict[str, Any]]:
+            target, source = job
+            fingerprint = _fingerprint(source, target, release)
+            found = by_source.get(fingerprint) or _compile(compiler, source, target)
+            return [{**record, "source": fingerprint} for record in found]
+
+        compiled = executor.map(records, [(target, source) for target in targets for source in sources])
+        return [record for each in compiled for record in each]
+
+
+def _fingerprint(source: Path, target: str, release: str) -> str:
+    headers = sorted([*SOURCES.glob("*.h"), *(SOURCES.parent / "include").rglob("*.h")])
+    texts = [path.read_text() for path in (source, SOURCES / "nvcc_flags.txt", *headers)]
+    return hashlib.sha256("\0".join((*texts, *_WARNINGS, target, release)).encode()).hexdigest()[:16]
 
 
 @functools.cache
