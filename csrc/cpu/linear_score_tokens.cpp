@@ -3,6 +3,7 @@
 #include "cpu/operators.h"
 #include "cpu/reduce.h"
 #include "cpu/row_math.h"
+#include "cpu/threads.h"
 
 WINO_CPU_BEGIN
 

@@ -1,10 +1,7 @@
 // Products of rows with weights (N, K) as torch.nn.Linear keeps them, panel by panel of weight columns.
 #pragma once
 
-#include <sched.h>
-
 #include "cpu/kernels.h"
-#include "cpu/threads.h"
 #include "cpu/vec.h"
 
 WINO_CPU_BEGIN
@@ -135,48 +132,6 @@ void pack_panel(const T* weight, int64_t stride, int64_t N, int64_t K, int64_t n
   }
 }
 
-WINO_HD Vec::F multiply_add(const float* a, Vec::F b, Vec::F sum) { return Vec::fma(Vec::splat(*a), b, sum); }
-#if defined(WINO_HAS_PAIRS)
-WINO_HD Vec::F multiply_add(const BFloat16* a, Vec::F b, Vec::F sum) { return Vec::add_pairs(a, b, sum); }
-#endif
-
-// sum[r][c] = row r of a (R, K) times column c of a panel, added to what is there if `adds`; rows are `stride` apart.
-template <int R, typename A>
-void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n, float* sum, int64_t sum_stride,
-                   bool adds) {
-  constexpr int each = sizeof(uint32_t) / sizeof(A);
-  Vec::F total[R][2];
-  for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = Vec::splat(0.0f);
-  const float* column = reinterpret_cast<const float*>(panel);
-  for (int64_t k = 0; k < n; ++k, column += kPanel, a += each) {
-    const Vec::F left = Vec::load(column), right = Vec::load(column + Vec::N);
-    for (int r = 0; r < R; ++r) {
-      total[r][0] = multiply_add(a + r * stride, left, total[r][0]);
-      total[r][1] = multiply_add(a + r * stride, right, total[r][1]);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < 2; ++i) {
-      float* to = sum + r * sum_stride + i * Vec::N;
-      // Behind the products, not before: the chain of additions stays short, and so does its error.
-      Vec::store(to, adds ? Vec::add(Vec::load(to), total[r][i]) : total[r][i]);
-    }
-  }
-}
-
-template <typename A, int R>
-struct RowsAtOnce {
-  static void run(int64_t rows, const A* a, int64_t stride, const uint32_t* panel, int64_t n, float* sum,
-                  int64_t sum_stride, bool adds) {
-    if (rows == R) return multiply_rows<R>(a, stride, panel, n, sum, sum_stride, adds);
-    RowsAtOnce<A, R - 1>::run(rows, a, stride, panel, n, sum, sum_stride, adds);
-  }
-};
-template <typename A>
-struct RowsAtOnce<A, 0> {
-  static void run(int64_t, const A*, int64_t, const uint32_t*, int64_t, float*, int64_t, bool) {}
-};
-
 // Cuts rows begin ... end - 1 into runs of nearly the same length, as long as registers allow: f(first, rows).
 template <typename Function>
 WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
@@ -187,31 +142,11 @@ WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
   }
 }
 
-// The same for any number of rows. A row's sums do not depend on the rows beside it.
+// Sums of rows of K operands with a panel, added to what is there if `adds`; rows are `stride` apart. A row's sums do
+// not depend on the rows beside it.
 template <typename A>
 void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
-                    int64_t sum_stride, bool adds = false) {
-  for_each_run(0, rows, [&](int64_t first, int64_t number) {
-    RowsAtOnce<A, kRegisterRows>::run(number, a + first * stride, stride, panel, words<A>(K), sum + first * sum_stride,
-                                      sum_stride, adds);
-  });
-}
-
-constexpr int kSpins = 4096;  // before a wait gives the core away: another thread may need it to finish its task
-
-// Tasks that all have to be done before any thread goes on. Only threads that run take tasks, so none waits for one
-// that never starts.
-struct Phase {
-  TaskQueue queue;
-  int64_t done;
-
-  WINO_MEMBER void finish_task() { __atomic_fetch_add(&done, 1, __ATOMIC_RELEASE); }
-  WINO_MEMBER void wait() const {
-    for (int spins = 0; __atomic_load_n(&done, __ATOMIC_ACQUIRE) < queue.count; ++spins) {
-      spins < kSpins ? Vec::pause() : static_cast<void>(sched_yield());
-    }
-  }
-};
+                    int64_t sum_stride, bool adds = false);
 
 constexpr int64_t kTaskRows = 5 * kRegisterRows;  // at most: they and a panel stay in the L1 and L2 caches
 
@@ -223,62 +158,77 @@ WINO_HD int64_t tasks_of(int64_t rows, int threads) {
   return rounds * threads < rows ? rounds * threads : rows;
 }
 
-// Products of rows with several weights: all threads pack these, then they take tasks, each with memory of its own.
+struct Range {
+  int64_t first, count;
+};
+
+// Sequences 0 ... B - 1 in groups of `each`, the last of which may have fewer.
+struct Groups {
+  int64_t B, each;
+
+  WINO_MEMBER int64_t count() const { return (B + each - 1) / each; }
+  WINO_MEMBER int64_t first(int64_t group) const { return group * each; }
+  WINO_MEMBER int64_t size(int64_t group) const { return B - first(group) < each ? B - first(group) : each; }
+
+  // Tasks of the largest group if its sequences have `rows` rows and the groups share the threads.
+  int64_t tasks_of_rows(int64_t rows, int threads) const {
+    return tasks_of(each * rows, static_cast<int>((threads + count() - 1) / count()));
+  }
+  // The rows of one of a group's tasks, numbered over all sequences; a smaller group has nothing for its last tasks.
+  Range rows_of(int64_t group, int64_t task, int64_t tasks, int64_t rows) const {
+    const int64_t own = (tasks * size(group) + each - 1) / each, all = size(group) * rows;
+    if (task >= own) return {0, 0};
+    const int64_t begin = all * task / own;
+    return {first(group) * rows + begin, all * (task + 1) / own - begin};
+  }
+};
+
+// Weights of several linear layers, packed panel by panel.
 template <typename T, int kWeights>
-class PackedProducts {
+class PackedWeights {
  public:
   using A = Operand<T>;
 
-  static int64_t bytes(const LinearArgs (&linears)[kWeights], int threads, int64_t thread_bytes) {
+  static int64_t bytes(const LinearArgs (&linears)[kWeights]) {
     int64_t packed = 0;
     for (const LinearArgs& linear : linears) packed += packed_words<A>(linear.N, linear.K);
-    return aligned(packed * static_cast<int64_t>(sizeof(uint32_t))) + threads * thread_bytes;
+    return aligned(packed * static_cast<int64_t>(sizeof(uint32_t)));
   }
 
-  PackedProducts(const LinearArgs (&linears)[kWeights], char* memory, int64_t thread_bytes, int64_t tasks)
-      : linears_(linears), packing_{}, queue_{tasks, 0}, scratch_(memory + bytes(linears, 0, 0)) {
-    thread_bytes_ = thread_bytes;
+  PackedWeights(const LinearArgs (&linears)[kWeights], char* memory) {
     uint32_t* next = reinterpret_cast<uint32_t*>(memory);
     for (int i = 0; i < kWeights; ++i) {
+      linears_[i] = linears[i];
       panels_[i] = next;
       next += packed_words<A>(linears[i].N, linears[i].K);
-      packing_.queue.count += panels(linears[i].N);
     }
   }
 
-  int64_t tasks() const { return queue_.count; }
+  // Panels of all weights.
+  int64_t count() const {
+    int64_t number = 0;
+    for (const LinearArgs& linear : linears_) number += panels(linear.N);
+    return number;
+  }
 
   // Panel of columns n ... n + kPanel of a weight, n a multiple of kPanel.
   WINO_MEMBER uint32_t* panel(int weight, int64_t n) const {
     return panels_[weight] + n * words<A>(linears_[weight].K);
   }
 
-  // What each thread does: f(task, its memory) for the tasks it takes.
-  template <typename Function>
-  void work(const Function& f) {
-    for (int64_t task; packing_.queue.take(&task); packing_.finish_task()) pack(task);
-    packing_.wait();
-    char* scratch = scratch_ + __atomic_fetch_add(&next_thread_, 1, __ATOMIC_RELAXED) * thread_bytes_;
-    for (int64_t task; queue_.take(&task);) f(task, scratch);
-  }
-
- private:
-  void pack(int64_t task) {
-    for (int i = 0; i < kWeights; task -= panels(linears_[i].N), ++i) {
+  // Panel number ... of all.
+  void pack(int64_t number) const {
+    for (int i = 0; i < kWeights; number -= panels(linears_[i].N), ++i) {
       const LinearArgs& linear = linears_[i];
-      if (task >= panels(linear.N)) continue;
-      const int64_t n = task * kPanel;
+      if (number >= panels(linear.N)) continue;
+      const int64_t n = number * kPanel;
       return pack_panel(static_cast<const T*>(linear.weight), linear.stride, linear.N, linear.K, n, panel(i, n));
     }
   }
 
-  const LinearArgs (&linears_)[kWeights];
+ private:
+  LinearArgs linears_[kWeights];
   uint32_t* panels_[kWeights];
-  Phase packing_;
-  TaskQueue queue_;
-  char* scratch_;  // of the threads, one after the other
-  int64_t thread_bytes_;
-  int64_t next_thread_ = 0;
 };
 
 WINO_CPU_END

@@ -1,26 +1,12 @@
 // What attention needs of a row: norm, the projections to query, key and value, rotary embedding.
+#include "cpu/norm_qkv_rope.h"
+
 #include "cpu/operators.h"
 #include "cpu/row_math.h"
 
 WINO_CPU_BEGIN
 
 namespace {
-
-// Some of the projections, of all rows or of those that ask.
-struct Job {
-  const int64_t* rows;  // [B, count]; nullptr: all
-  int64_t count;        // a sequence
-  int first, last;      // projections first ... last - 1
-  int64_t tasks;
-};
-
-template <typename T>
-struct Shared {
-  const QkvArgs& args;
-  Job jobs[2];
-  int64_t group;  // columns that are finished together: whole panels and whole heads
-  PackedProducts<T, 3> products;
-};
 
 WINO_HD int64_t columns_together(const QkvArgs& a) {
   if (a.head_dim % kPanel == 0) return a.head_dim;
@@ -30,59 +16,80 @@ WINO_HD int64_t columns_together(const QkvArgs& a) {
   return panels(widest) * kPanel;
 }
 
-template <typename A>
-WINO_HD int64_t thread_bytes(const QkvArgs& a) {
-  const int64_t normed = aligned(padded<A>(a.D) * static_cast<int64_t>(sizeof(A)));
-  return kTaskRows * (normed + columns_together(a) * static_cast<int64_t>(sizeof(float)));
-}
-
-// Row r of a job: its sequence and its place there.
-struct Place {
-  int64_t b, l;
-};
-
-WINO_HD Place place_of(const Job& job, int64_t r) {
-  const int64_t b = r / job.count, i = r % job.count;
-  return {b, job.rows == nullptr ? i : job.rows[b * job.count + i]};
-}
-
 // Where a row's sums are, and where its rotary table begins.
 struct Origin {
   int64_t sums, table;
 };
 
+}  // namespace
+
 template <typename T>
-void finish_columns(const QkvArgs& a, const Origin* origins, int projection, int64_t n, int64_t columns, int64_t first,
-                    int64_t count, const float* sums, int64_t stride) {
-  const LinearArgs& linear = a.linear[projection];
+int64_t NormQkvRope<T>::thread_bytes(const QkvArgs& a) {
+  using A = Operand<T>;
+  const int64_t normed = aligned(padded<A>(a.D) * static_cast<int64_t>(sizeof(A)));
+  return kTaskRows * (normed + columns_together(a) * static_cast<int64_t>(sizeof(float)));
+}
+
+template <typename T>
+NormQkvRope<T>::NormQkvRope(const QkvArgs& a, Groups groups, char* packed)
+    : args_(a),
+      groups_(groups),
+      jobs_{{nullptr, a.L, a.all_ask ? 0 : 1, 3, groups.tasks_of_rows(a.L, a.threads)},
+            {a.query_rows, a.Q, 0, 1, a.all_ask ? 0 : groups.tasks_of_rows(a.Q, a.threads)}},
+      together_(columns_together(a)),
+      weights_(a.linear, packed) {}
+
+template <typename T>
+Stage NormQkvRope<T>::packing() const {
+  const auto run = [](const void* self, int64_t, int64_t task, char*) {
+    static_cast<const NormQkvRope*>(self)->weights_.pack(task);
+  };
+  return {1, weights_.count(), run, this};
+}
+
+template <typename T>
+Stage NormQkvRope<T>::rows() const {
+  const auto run = [](const void* context, int64_t group, int64_t task, char* scratch) {
+    const NormQkvRope& self = *static_cast<const NormQkvRope*>(context);
+    const bool is_second = task >= self.jobs_[0].tasks;
+    self.project_rows(self.jobs_[is_second], group, is_second ? task - self.jobs_[0].tasks : task, scratch);
+  };
+  return {groups_.count(), jobs_[0].tasks + jobs_[1].tasks, run, this};
+}
+
+template <typename T>
+template <typename Origin>
+void NormQkvRope<T>::finish_columns(const Origin* origins, int projection, int64_t n, int64_t columns, int64_t first,
+                                    int64_t count, const float* sums) const {
+  const LinearArgs& linear = args_.linear[projection];
   for (int64_t i = 0; i < count; ++i) {
-    const Layer<T> projected{sums + origins[i].sums * stride, bias_of<T>(linear, n)};
-    T* out = static_cast<T*>(a.out[projection]) + (first + i) * linear.N + n;
+    const Layer<T> projected{sums + origins[i].sums * together_, bias_of<T>(linear, n)};
+    T* out = static_cast<T*>(args_.out[projection]) + (first + i) * linear.N + n;
     if (projection == 2) {
       store_layer(projected, columns, out);
       continue;
     }
-    const float *cosine = a.cosine + origins[i].table, *sine = a.sine + origins[i].table;
-    for (int64_t c = 0; c < columns; c += a.head_dim) {
-      rotate(projected, c, cosine, sine, a.head_dim, a.full_precision, out + c);
+    const float *cosine = args_.cosine + origins[i].table, *sine = args_.sine + origins[i].table;
+    for (int64_t c = 0; c < columns; c += args_.head_dim) {
+      rotate(projected, c, cosine, sine, args_.head_dim, args_.full_precision, out + c);
     }
   }
 }
 
 template <typename T>
-void project_rows(const Shared<T>& shared, const Job& job, int64_t task, char* scratch) {
+void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, char* scratch) const {
   using A = Operand<T>;
-  const QkvArgs& a = shared.args;
-  const int64_t rows = a.B * job.count, first = rows * task / job.tasks, last = rows * (task + 1) / job.tasks;
-  const int64_t count = last - first, stride = padded<A>(a.D);
+  const QkvArgs& a = args_;
+  const Range range = groups_.rows_of(group, task, job.tasks, job.count);
+  const int64_t stride = padded<A>(a.D);
   float* sums = reinterpret_cast<float*>(scratch);
-  A* normed = reinterpret_cast<A*>(scratch + kTaskRows * shared.group * sizeof(float));
+  A* normed = reinterpret_cast<A*>(scratch + kTaskRows * together_ * sizeof(float));
   Origin origins[kTaskRows];
   int64_t different = 0;
   const T* before = nullptr;
-  for (int64_t i = 0; i < count; ++i) {
-    const Place place = place_of(job, first + i);
-    const T* x = static_cast<const T*>(a.x) + place.b * a.x_batch_stride + place.l * a.x_row_stride;
+  for (int64_t i = 0; i < range.count; ++i) {
+    const int64_t r = range.first + i, b = r / job.count, l = job.rows == nullptr ? r % job.count : job.rows[r];
+    const T* x = static_cast<const T*>(a.x) + b * a.x_batch_stride + l * a.x_row_stride;
     // In the first layer a run of masked tokens, the shadow block say, is one row many times over: multiplied once.
     if (before == nullptr || memcmp(before, x, a.D * sizeof(T)) != 0) {
       rms_norm(x, static_cast<const T*>(a.norm_weight), a.eps, a.D, normed + different * stride);
@@ -90,43 +97,38 @@ void project_rows(const Shared<T>& shared, const Job& job, int64_t task, char* s
       ++different;
     }
     before = x;
-    origins[i] = {different - 1, place.b * a.table_batch_stride + place.l * a.table_row_stride};
+    origins[i] = {different - 1, b * a.table_batch_stride + l * a.table_row_stride};
   }
   for (int projection = job.first; projection < job.last; ++projection) {
     const int64_t N = a.linear[projection].N;
-    for (int64_t n = 0; n < N; n += shared.group) {
-      const int64_t columns = N - n < shared.group ? N - n : shared.group;
+    for (int64_t n = 0; n < N; n += together_) {
+      const int64_t columns = N - n < together_ ? N - n : together_;
       for (int64_t c = 0; c < columns; c += kPanel) {
-        const uint32_t* panel = shared.products.panel(projection, n + c);
-        multiply_panel(normed, different, stride, panel, a.D, sums + c, shared.group);
+        multiply_panel(normed, different, stride, weights_.panel(projection, n + c), a.D, sums + c, together_);
       }
-      finish_columns<T>(a, origins, projection, n, columns, first, count, sums, shared.group);
+      finish_columns(origins, projection, n, columns, range.first, range.count, sums);
     }
   }
 }
 
+template class NormQkvRope<float>;
+template class NormQkvRope<BFloat16>;
+
+namespace {
+
 template <typename T>
-void work(void* context) {
-  Shared<T>& shared = *static_cast<Shared<T>*>(context);
-  const int64_t first_tasks = shared.jobs[0].tasks;
-  shared.products.work([&](int64_t task, char* scratch) {
-    const bool is_second = task >= first_tasks;
-    project_rows(shared, shared.jobs[is_second], is_second ? task - first_tasks : task, scratch);
-  });
+void run(const QkvArgs& a, char* scratch) {
+  if (a.B == 0) return;
+  const NormQkvRope<T> tasks(a, {a.B, a.B}, scratch);
+  Stage stages[2] = {tasks.packing(), tasks.rows()};
+  stages[1].whole_before = &stages[0];
+  int64_t done[2];
+  run_stages(stages, 2, done, a.threads, scratch + tasks.packed_bytes(a), tasks.thread_bytes(a));
 }
 
 template <typename T>
 int64_t bytes(const QkvArgs& a) {
-  return PackedProducts<T, 3>::bytes(a.linear, a.threads, thread_bytes<Operand<T>>(a));
-}
-
-template <typename T>
-void run(const QkvArgs& a, char* scratch) {
-  const Job some{nullptr, a.L, a.all_ask ? 0 : 1, 3, tasks_of(a.B * a.L, a.threads)};
-  const Job asking{a.query_rows, a.Q, 0, 1, a.all_ask ? 0 : tasks_of(a.B * a.Q, a.threads)};
-  const int64_t tasks = some.tasks + asking.tasks;
-  Shared<T> shared{a, {some, asking}, columns_together(a), {a.linear, scratch, thread_bytes<Operand<T>>(a), tasks}};
-  run_on_threads(a.threads, work<T>, &shared);
+  return NormQkvRope<T>::packed_bytes(a) + a.threads * NormQkvRope<T>::thread_bytes(a);
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
 // What becomes of a row after attention: output projection, residual, norm, gated MLP, residual.
+#include "cpu/out_norm_swiglu.h"
+
 #include "cpu/operators.h"
 #include "cpu/row_math.h"
 
@@ -6,13 +8,7 @@ WINO_CPU_BEGIN
 
 namespace {
 
-enum Linear { kOut, kGate, kUp, kDown, kLinears };
-
-template <typename T>
-struct Shared {
-  const MlpArgs& args;
-  PackedProducts<T, kLinears> products;
-};
+enum Linear { kOut, kGate, kUp, kDown };
 
 // Rows of one task: what goes into a product, between the two residuals, and out of the gate.
 template <typename T>
@@ -44,22 +40,44 @@ void gather_heads(const MlpArgs& a, int64_t row, A* to) {
   pad_row(to, heads * a.head_dim);
 }
 
+}  // namespace
+
 template <typename T>
-void transform_rows(const Shared<T>& shared, int64_t task, char* scratch) {
+int64_t OutNormSwiglu<T>::thread_bytes(const MlpArgs& a) {
+  return Buffers<T>(a).total();
+}
+
+template <typename T>
+Stage OutNormSwiglu<T>::packing() const {
+  const auto run = [](const void* self, int64_t, int64_t task, char*) {
+    static_cast<const OutNormSwiglu*>(self)->weights_.pack(task);
+  };
+  return {1, weights_.count(), run, this};
+}
+
+template <typename T>
+Stage OutNormSwiglu<T>::rows() const {
+  const auto run = [](const void* self, int64_t group, int64_t task, char* scratch) {
+    static_cast<const OutNormSwiglu*>(self)->transform_rows(group, task, scratch);
+  };
+  return {groups_.count(), tasks_, run, this};
+}
+
+template <typename T>
+void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch) const {
   using A = Operand<T>;
-  const MlpArgs& a = shared.args;
+  const MlpArgs& a = args_;
   const Buffers<T> size(a);
   A* in = reinterpret_cast<A*>(scratch);
   T* residual = reinterpret_cast<T*>(scratch + size.in_bytes);
   A* middle = reinterpret_cast<A*>(scratch + size.in_bytes + size.residual_bytes);
   float* sums = reinterpret_cast<float*>(scratch + size.in_bytes + size.residual_bytes + size.middle_bytes);
-  const int64_t rows = a.B * a.L, tasks = shared.products.tasks();
-  const int64_t first = rows * task / tasks, last = rows * (task + 1) / tasks;
-  const int64_t count = last - first, inner = a.linear[kDown].K;
+  const Range range = groups_.rows_of(group, task, tasks_, a.L);
+  const int64_t first = range.first, count = range.count, inner = a.linear[kDown].K;
 
   // sums[.][stride] of columns n ... n + kPanel of a layer.
   const auto multiply = [&](Linear which, const A* from, int64_t stride, int64_t n, float* to) {
-    multiply_panel(from, count, stride, shared.products.panel(which, n), a.linear[which].K, to, kPanel);
+    multiply_panel(from, count, stride, weights_.panel(which, n), a.linear[which].K, to, kPanel);
   };
   const auto layer = [&](Linear which, const float* of, int64_t i, int64_t n) {
     return Layer<T>{of + i * kPanel, bias_of<T>(a.linear[which], n)};
@@ -101,21 +119,24 @@ void transform_rows(const Shared<T>& shared, int64_t task, char* scratch) {
   }
 }
 
+template class OutNormSwiglu<float>;
+template class OutNormSwiglu<BFloat16>;
+
+namespace {
+
 template <typename T>
-void work(void* context) {
-  Shared<T>& shared = *static_cast<Shared<T>*>(context);
-  shared.products.work([&](int64_t task, char* scratch) { transform_rows(shared, task, scratch); });
+void run(const MlpArgs& a, char* scratch) {
+  if (a.B == 0) return;
+  const OutNormSwiglu<T> tasks(a, {a.B, a.B}, scratch);
+  Stage stages[2] = {tasks.packing(), tasks.rows()};
+  stages[1].whole_before = &stages[0];
+  int64_t done[2];
+  run_stages(stages, 2, done, a.threads, scratch + tasks.packed_bytes(a), tasks.thread_bytes(a));
 }
 
 template <typename T>
 int64_t bytes(const MlpArgs& a) {
-  return PackedProducts<T, kLinears>::bytes(a.linear, a.threads, Buffers<T>(a).total());
-}
-
-template <typename T>
-void run(const MlpArgs& a, char* scratch) {
-  Shared<T> shared{a, {a.linear, scratch, Buffers<T>(a).total(), tasks_of(a.B * a.L, a.threads)}};
-  run_on_threads(a.threads, work<T>, &shared);
+  return OutNormSwiglu<T>::packed_bytes(a) + a.threads * OutNormSwiglu<T>::thread_bytes(a);
 }
 
 }  // namespace

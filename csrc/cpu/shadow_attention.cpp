@@ -1,5 +1,7 @@
 // Attention of real queries over the real keys, and of shadow queries over all keys but their own token's. The scores
 // of a few rows are alive at a time; keys and values of a head are packed once for all of its queries.
+#include "cpu/shadow_attention.h"
+
 #include "cpu/operators.h"
 #include "cpu/row_math.h"
 
@@ -8,15 +10,6 @@ WINO_CPU_BEGIN
 namespace {
 
 constexpr int64_t kFewestRows = 4 * kRegisterRows;  // of a task: packing a head's keys should be worth it
-
-struct Shared {
-  const AttentionArgs* args;
-  int64_t chunks;  // tasks that share a head's queries
-  char* scratch;   // of the threads, one after the other
-  int64_t scratch_bytes;
-  int64_t next_thread;
-  TaskQueue queue;
-};
 
 WINO_HD int64_t up_to_panel(int64_t n) { return panels(n) * kPanel; }
 
@@ -204,45 +197,66 @@ void attend_rows(const AttentionArgs& a, const Head<T>& head, const Buffers<T>& 
   }
 }
 
+}  // namespace
+
 template <typename T>
-void work(void* context) {
-  Shared& shared = *static_cast<Shared*>(context);
-  const AttentionArgs& a = *shared.args;
-  const int64_t thread = __atomic_fetch_add(&shared.next_thread, 1, __ATOMIC_RELAXED);
-  const Buffers<T> in(a, shared.scratch + thread * shared.scratch_bytes);
-  const int64_t group = a.heads / a.key_heads, real = a.Lq - a.num_shadow;
-  for (int64_t task; shared.queue.take(&task);) {
-    const int64_t chunk = task % shared.chunks, head_number = task / shared.chunks;
-    const int64_t b = head_number / a.key_heads, key_head = head_number % a.key_heads;
-    const Head<T> head = head_of<T>(a, b, key_head);
-    pack_head(a, head, in);
-    const int64_t begin = a.Lq * chunk / shared.chunks, end = a.Lq * (chunk + 1) / shared.chunks;
-    const int64_t middle = real < begin ? begin : real > end ? end : real;  // between real and shadow queries
-    for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
-      for_each_run(begin, middle, [&](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows); });
-      for_each_run(middle, end, [&](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows); });
-    }
-  }
+int64_t ShadowAttention<T>::thread_bytes(const AttentionArgs& a) {
+  return Buffers<T>(a, nullptr).bytes;
 }
 
 template <typename T>
-void run(const AttentionArgs& a, char* scratch) {
-  Shared shared{};
-  shared.args = &a;
+ShadowAttention<T>::ShadowAttention(const AttentionArgs& a, Groups groups) : args_(a), groups_(groups) {
   const int64_t heads = a.B * a.key_heads, wanted = (2 * a.threads + heads - 1) / heads;
   const int64_t most = a.Lq * (a.heads / a.key_heads) / kFewestRows;
-  shared.chunks = heads >= a.threads && heads % a.threads == 0 ? 1 : wanted < most ? wanted : most;
-  if (shared.chunks < 1) shared.chunks = 1;
-  shared.scratch = scratch;
-  shared.scratch_bytes = Buffers<T>(a, nullptr).bytes;
-  shared.queue.count = heads * shared.chunks;
-  run_on_threads(a.threads, work<T>, &shared);
+  chunks_ = heads >= a.threads && heads % a.threads == 0 ? 1 : wanted < most ? wanted : most;
+  if (chunks_ < 1) chunks_ = 1;
+}
+
+template <typename T>
+Stage ShadowAttention<T>::heads() const {
+  const auto run = [](const void* context, int64_t group, int64_t task, char* scratch) {
+    const ShadowAttention& self = *static_cast<const ShadowAttention*>(context);
+    const int64_t head = task / self.chunks_, key_heads = self.args_.key_heads;
+    if (head / key_heads >= self.groups_.size(group)) return;
+    self.attend_chunk(self.groups_.first(group) + head / key_heads, head % key_heads, task % self.chunks_, scratch);
+  };
+  const int64_t tasks = groups_.each * args_.key_heads * chunks_;
+  return {groups_.count(), tasks, run, this};
+}
+
+template <typename T>
+void ShadowAttention<T>::attend_chunk(int64_t b, int64_t key_head, int64_t chunk, char* scratch) const {
+  const AttentionArgs& a = args_;
+  const Buffers<T> in(a, scratch);
+  const Head<T> head = head_of<T>(a, b, key_head);
+  pack_head(a, head, in);
+  const int64_t group = a.heads / a.key_heads, real = a.Lq - a.num_shadow;
+  const int64_t begin = a.Lq * chunk / chunks_, end = a.Lq * (chunk + 1) / chunks_;
+  const int64_t middle = real < begin ? begin : real > end ? end : real;  // between real and shadow queries
+  for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
+    for_each_run(begin, middle, [&](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows); });
+    for_each_run(middle, end, [&](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows); });
+  }
+}
+
+template class ShadowAttention<float>;
+template class ShadowAttention<BFloat16>;
+template class ShadowAttention<Float16>;
+
+namespace {
+
+template <typename T>
+void run(const AttentionArgs& a, char* scratch) {
+  const ShadowAttention<T> tasks(a, {a.B, a.B});
+  Stage stage = tasks.heads();
+  int64_t done;
+  run_stages(&stage, 1, &done, a.threads, scratch, tasks.thread_bytes(a));
 }
 
 }  // namespace
 
 int64_t shadow_attention_bytes(const AttentionArgs& a) {
-  return with_dtype(a.dtype, [&](auto x) { return a.threads * Buffers<decltype(x)>(a, nullptr).bytes; });
+  return with_dtype(a.dtype, [&](auto x) { return a.threads * ShadowAttention<decltype(x)>::thread_bytes(a); });
 }
 
 void shadow_attention(const AttentionArgs& a, void* scratch) {

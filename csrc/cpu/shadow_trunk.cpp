@@ -1,36 +1,77 @@
-// All layers of a trunk in one call: norm_qkv_rope, shadow_attention and out_norm_swiglu, one after the other.
+// All layers of a trunk in one call: the tasks of norm_qkv_rope, shadow_attention and out_norm_swiglu, layer by layer.
+// A sequence goes on to the next of them while others are still in the one before.
+#include "cpu/norm_qkv_rope.h"
 #include "cpu/operators.h"
+#include "cpu/out_norm_swiglu.h"
 #include "cpu/row_math.h"
+#include "cpu/shadow_attention.h"
 
 WINO_CPU_BEGIN
 
 namespace {
 
+constexpr int kStagesOfLayer = 5;
+constexpr int64_t kMostTogether = 16;  // sequences
+constexpr double kFuller = 1.02;       // makes up for fewer groups
+
 WINO_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Sequences that go through the layers together: as many as fill their tasks best, of what leaves some for each thread.
+Groups groups_of(const TrunkArgs& a) {
+  Groups best{a.B, 1};
+  double fullest = 0.0;
+  for (int64_t each = 1; each <= kMostTogether && each <= (a.B + a.threads - 1) / a.threads; ++each) {
+    const double tasks = static_cast<double>(tasks_of(each * a.L, 1)), full = each * a.L / (tasks * kTaskRows);
+    if (full <= kFuller * fullest) continue;
+    best.each = each;
+    fullest = full;
+  }
+  return best;
+}
+
+template <typename T>
+struct LayerTasks {
+  NormQkvRope<T> before;
+  ShadowAttention<T> attention;
+  OutNormSwiglu<T> after;
+};
+
+// A group of sequences touches its own part alone, so that none waits for another; the last layer's queries, which are
+// fewer, therefore have memory of their own.
+template <typename T>
 struct Buffers {
-  char *x[2], *query, *key, *value, *attended, *scratch;
+  T *x[2], *query, *key, *value, *attended, *last_query, *last_attended;
   int64_t *query_rows, *answers;  // of the last layer: [B, R + num_shadow], [B, R]
+  char *qkv_packed, *mlp_packed;  // weights of one layer at a time
+  LayerTasks<T>* layers;          // [num_layers]
+  Stage* stages;                  // [kStagesOfLayer num_layers + 1]
+  int64_t* done;                  // [groups] of each stage
+  char* scratch;                  // of the threads
   int64_t bytes;
 
-  Buffers(const TrunkArgs& a, int64_t scratch_bytes, char* memory) {
-    const int64_t size = a.dtype == kBFloat16 ? sizeof(BFloat16) : sizeof(float),
-                  most = larger(a.L, a.R + a.num_shadow);
+  Buffers(const TrunkArgs& a, int64_t qkv_bytes, int64_t mlp_bytes, int64_t scratch_bytes, char* memory) {
     const LinearArgs* linear = a.layers[0].linear;
+    const int64_t queries = a.R + a.num_shadow, stages = kStagesOfLayer * a.num_layers + 1;
     char* next = memory;
-    const auto take = [&](int64_t n) {
-      char* begin = next;
-      next += aligned(n);
-      return begin;
+    const auto take = [&](auto*& begin, int64_t number) {
+      begin = reinterpret_cast<decltype(begin + 0)>(next);
+      next += aligned(number * static_cast<int64_t>(sizeof(*begin)));
     };
-    for (char*& each : x) each = take(a.B * a.L * a.D * size);
-    query = take(a.B * most * linear[0].N * size);
-    attended = take(a.B * most * linear[0].N * size);
-    key = take(a.B * a.L * linear[1].N * size);
-    value = take(a.B * a.L * linear[2].N * size);
-    query_rows = reinterpret_cast<int64_t*>(take(a.B * (a.R + a.num_shadow) * static_cast<int64_t>(sizeof(int64_t))));
-    answers = reinterpret_cast<int64_t*>(take(a.B * a.R * static_cast<int64_t>(sizeof(int64_t))));
-    scratch = take(scratch_bytes);
+    for (T*& each : x) take(each, a.B * a.L * a.D);
+    take(query, a.B * a.L * linear[0].N);
+    take(attended, a.B * a.L * linear[0].N);
+    take(last_query, a.B * queries * linear[0].N);
+    take(last_attended, a.B * queries * linear[0].N);
+    take(key, a.B * a.L * linear[1].N);
+    take(value, a.B * a.L * linear[2].N);
+    take(query_rows, a.B * queries);
+    take(answers, a.B * a.R);
+    take(qkv_packed, qkv_bytes);
+    take(mlp_packed, mlp_bytes);
+    take(layers, a.num_layers);
+    take(this->stages, stages);
+    take(done, stages * groups_of(a).count());
+    take(scratch, scratch_bytes);
     bytes = next - memory;
   }
 };
@@ -48,13 +89,15 @@ void set_strides(int64_t strides[3], int64_t batch, int64_t head, int64_t row) {
   strides[2] = row;
 }
 
-Layer3 calls_of(const TrunkArgs& a, const Buffers& to, int64_t l) {
+template <typename T>
+Layer3 calls_of(const TrunkArgs& a, const Buffers<T>& to, int64_t l) {
   const LayerArgs& layer = a.layers[l];
   const bool is_first = l == 0, is_last = l == a.num_layers - 1;
   const void* x = is_first ? a.x : to.x[(l - 1) % 2];
   const int64_t x_batch = is_first ? a.x_batch_stride : a.L * a.D, x_row = is_first ? a.x_row_stride : a.D;
   const int64_t queries = is_last ? a.R + a.num_shadow : a.L, leaving = is_last ? a.R : a.L;
   const int64_t width = layer.linear[0].N, key_width = layer.linear[1].N;
+  T *query = is_last ? to.last_query : to.query, *attended = is_last ? to.last_attended : to.attended;
 
   QkvArgs before{};
   before.dtype = a.dtype;
@@ -76,7 +119,7 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers& to, int64_t l) {
   before.table_batch_stride = a.table_batch_stride;
   before.table_row_stride = a.table_row_stride;
   before.full_precision = a.full_precision;
-  before.out[0] = to.query;
+  before.out[0] = query;
   before.out[1] = to.key;
   before.out[2] = to.value;
   before.threads = a.threads;
@@ -90,7 +133,7 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers& to, int64_t l) {
   attention.Lk = a.L;
   attention.head_dim = a.head_dim;
   attention.num_shadow = a.num_shadow;
-  attention.query = to.query;
+  attention.query = query;
   attention.key = to.key;
   attention.value = to.value;
   set_strides(attention.query_strides, queries * width, a.head_dim, width);
@@ -99,7 +142,7 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers& to, int64_t l) {
   attention.block_start = a.block_start;
   attention.visible = a.visible;
   attention.scale = 1.0f / sqrtf(static_cast<float>(a.head_dim));
-  attention.out = to.attended;
+  attention.out = attended;
   attention.threads = a.threads;
 
   MlpArgs after{};
@@ -112,7 +155,7 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers& to, int64_t l) {
   after.x_batch_stride = x_batch;
   after.x_row_stride = x_row;
   after.x_rows = is_last ? a.rows : nullptr;
-  after.attended = to.attended;
+  after.attended = attended;
   after.attended_rows = is_last ? to.answers : nullptr;
   after.attended_batch_stride = width * queries;
   after.attended_head_stride = queries * a.head_dim;
@@ -125,21 +168,10 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers& to, int64_t l) {
   return {before, attention, after};
 }
 
-int64_t scratch_bytes_of(const TrunkArgs& a) {
-  int64_t most = 0;
-  const Buffers nowhere(a, 0, nullptr);
-  for (int64_t l = 0; l < a.num_layers; ++l) {
-    const Layer3 layer = calls_of(a, nowhere, l);
-    most = larger(most, norm_qkv_rope_bytes(layer.before));
-    most = larger(most, shadow_attention_bytes(layer.attention));
-    most = larger(most, out_norm_swiglu_bytes(layer.after));
-  }
-  return most;
-}
-
 // The rows that ask in the last layer: each leaving row as a real one, then the whole shadow block, as attention
 // expects it; a leaving shadow row finds its answer there.
-void ask(const TrunkArgs& a, const Buffers& to) {
+template <typename T>
+void ask(const TrunkArgs& a, const Buffers<T>& to) {
   const int64_t queries = a.R + a.num_shadow, real = a.L - a.num_shadow;
   for (int64_t b = 0; b < a.B; ++b) {
     for (int64_t i = 0; i < a.R; ++i) {
@@ -151,39 +183,90 @@ void ask(const TrunkArgs& a, const Buffers& to) {
   }
 }
 
-struct Norm {
-  const TrunkArgs* args;
-  TaskQueue queue;
+// What the layers' tasks need of memory: packed weights, and of each thread.
+template <typename T>
+struct Needs {
+  int64_t qkv = 0, mlp = 0, thread = 0;
+
+  explicit Needs(const TrunkArgs& a) {
+    const Buffers<T> nowhere(a, 0, 0, 0, nullptr);
+    for (int64_t l = 0; l < a.num_layers; ++l) {
+      const Layer3 layer = calls_of(a, nowhere, l);
+      qkv = larger(qkv, NormQkvRope<T>::packed_bytes(layer.before));
+      mlp = larger(mlp, OutNormSwiglu<T>::packed_bytes(layer.after));
+      thread = larger(thread, NormQkvRope<T>::thread_bytes(layer.before));
+      thread = larger(thread, ShadowAttention<T>::thread_bytes(layer.attention));
+      thread = larger(thread, OutNormSwiglu<T>::thread_bytes(layer.after));
+    }
+  }
 };
 
 template <typename T>
-void norm_rows(void* context) {
-  Norm& shared = *static_cast<Norm*>(context);
-  const TrunkArgs& a = *shared.args;
-  for (int64_t task; shared.queue.take(&task);) {
-    for (int64_t row = task * a.R; row < (task + 1) * a.R; ++row) {
-      T* x = static_cast<T*>(a.out) + row * a.D;
-      rms_norm(x, static_cast<const T*>(a.norm), a.eps, a.D, x);
-    }
+Buffers<T> buffers_of(const TrunkArgs& a, const Needs<T>& needs, char* memory) {
+  return {a, needs.qkv, needs.mlp, a.threads * needs.thread, memory};
+}
+
+// The final norm of a sequence's leaving rows.
+template <typename T>
+void norm_rows(const void* context, int64_t group, int64_t sequence, char*) {
+  const TrunkArgs& a = *static_cast<const TrunkArgs*>(context);
+  const Groups groups = groups_of(a);
+  if (sequence >= groups.size(group)) return;
+  T* x = static_cast<T*>(a.out) + (groups.first(group) + sequence) * a.R * a.D;
+  for (int64_t i = 0; i < a.R; ++i, x += a.D) rms_norm(x, static_cast<const T*>(a.norm), a.eps, a.D, x);
+}
+
+// A layer's stages: a group goes through three of them, one after the other. A layer's weights are packed where the
+// last layer's are no longer needed, while there are still tasks for the other threads.
+//   qkv packed | rows | mlp packed | heads | (the next layer's qkv packed) | rows
+template <typename T>
+int64_t plan(const TrunkArgs& a, const Buffers<T>& to) {
+  const Groups groups = groups_of(a);
+  Stage *next = to.stages, *qkv_packed = nullptr, *before = nullptr, *after = nullptr;
+  const auto add = [&](const Stage& stage, const Stage* same, const Stage* whole) {
+    *next = stage;
+    next->before = same;
+    next->whole_before = whole;
+    return next++;
+  };
+  for (int64_t l = 0; l < a.num_layers; ++l) {
+    const Layer3 calls = calls_of(a, to, l);
+    LayerTasks<T>& layer = to.layers[l];
+    layer = {{calls.before, groups, to.qkv_packed}, {calls.attention, groups}, {calls.after, groups, to.mlp_packed}};
   }
+  qkv_packed = add(to.layers[0].before.packing(), nullptr, nullptr);
+  for (int64_t l = 0; l < a.num_layers; ++l) {
+    const LayerTasks<T>& layer = to.layers[l];
+    before = add(layer.before.rows(), after, qkv_packed);
+    const Stage* mlp_packed = add(layer.after.packing(), nullptr, after);
+    const Stage* heads = add(layer.attention.heads(), before, nullptr);
+    if (l + 1 < a.num_layers) qkv_packed = add(to.layers[l + 1].before.packing(), nullptr, before);
+    after = add(layer.after.rows(), heads, mlp_packed);
+  }
+  if (a.norm != nullptr) {
+    add({groups.count(), groups.each, norm_rows<T>, &a}, after, nullptr);
+  }
+  return next - to.stages;
+}
+
+template <typename T>
+void run(const TrunkArgs& a, char* memory) {
+  const Needs<T> needs(a);
+  const Buffers<T> to = buffers_of(a, needs, memory);
+  ask(a, to);
+  run_stages(to.stages, plan(a, to), to.done, a.threads, to.scratch, needs.thread);
 }
 
 }  // namespace
 
-int64_t shadow_trunk_bytes(const TrunkArgs& a) { return Buffers(a, scratch_bytes_of(a), nullptr).bytes; }
+int64_t shadow_trunk_bytes(const TrunkArgs& a) {
+  if (a.dtype == kBFloat16) return buffers_of(a, Needs<BFloat16>(a), nullptr).bytes;
+  return buffers_of(a, Needs<float>(a), nullptr).bytes;
+}
 
 void shadow_trunk(const TrunkArgs& a, void* memory) {
-  const Buffers to(a, scratch_bytes_of(a), static_cast<char*>(memory));
-  ask(a, to);
-  for (int64_t l = 0; l < a.num_layers; ++l) {
-    const Layer3 layer = calls_of(a, to, l);
-    norm_qkv_rope(layer.before, to.scratch);
-    shadow_attention(layer.attention, to.scratch);
-    out_norm_swiglu(layer.after, to.scratch);
-  }
-  if (a.norm == nullptr) return;
-  Norm shared{&a, {a.B, 0}};
-  run_on_threads(a.threads, a.dtype == kBFloat16 ? norm_rows<BFloat16> : norm_rows<float>, &shared);
+  if (a.dtype == kBFloat16) return run<BFloat16>(a, static_cast<char*>(memory));
+  run<float>(a, static_cast<char*>(memory));
 }
 
 WINO_CPU_END

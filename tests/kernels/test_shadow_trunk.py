@@ -16,6 +16,7 @@ from wino_kernels import _C
 from wino_kernels.cpu import linear
 from wino_kernels.eager.shadow_trunk import asking
 
+OF_EACH_SEQUENCE = ("x", "cos", "sin", "rows", "block_start", "key_padding_mask")
 #: (B, L, D, heads, key heads, d, M)
 SHAPES = ((2, 19, 24, 3, 1, 8, 20), (3, 90, 64, 2, 2, 32, 100), (1, 40, 33, 1, 1, 22, 37))
 
@@ -130,9 +131,23 @@ def test_a_sequence_does_not_depend_on_the_others(path: str) -> None:
     inputs = trunk(SHAPES[1], torch.bfloat16, padded=True)
     together = wino_kernels.shadow_trunk(**inputs)
     for b in range(3):
-        names = ("x", "cos", "sin", "rows", "block_start", "key_padding_mask")
-        alone = inputs | {name: inputs[name][b : b + 1] for name in names}
+        alone = inputs | {name: inputs[name][b : b + 1] for name in OF_EACH_SEQUENCE}
         torch.testing.assert_close(wino_kernels.shadow_trunk(**alone)[0], together[b], **tolerance)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch", [2, 5, 13])
+def test_groups_of_sequences_and_threads_change_nothing(batch: int, threads: int) -> None:
+    """Sequences go through the layers in groups, each as soon as it may: more threads than cores, groups of two sizes."""
+    inputs = trunk((batch, *SHAPES[0][1:]), number=4, padded=True)
+    torch.set_num_threads(1)
+    expected = [
+        wino_kernels.shadow_trunk(**inputs | {name: inputs[name][b : b + 1] for name in OF_EACH_SEQUENCE})
+        for b in range(batch)
+    ]
+    torch.set_num_threads(threads)
+    for _ in range(20):
+        assert torch.equal(wino_kernels.shadow_trunk(**inputs), torch.cat(expected))
 
 
 def test_large_weights_go_through_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:

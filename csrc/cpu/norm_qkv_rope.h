@@ -1,0 +1,42 @@
+// norm_qkv_rope as tasks.
+#pragma once
+
+#include "cpu/matrix.h"
+#include "cpu/stages.h"
+
+WINO_CPU_BEGIN
+
+template <typename T>
+class NormQkvRope {
+ public:
+  static int64_t packed_bytes(const QkvArgs& args) { return PackedWeights<T, 3>::bytes(args.linear); }
+  static int64_t thread_bytes(const QkvArgs& args);
+
+  NormQkvRope(const QkvArgs& args, Groups groups, char* packed);
+
+  // The rows need the packed weights, which `packing` makes.
+  Stage packing() const;
+  Stage rows() const;
+
+ private:
+  // Some of the projections, of all rows or of those that ask.
+  struct Job {
+    const int64_t* rows;  // [B, count]; nullptr: all
+    int64_t count;        // a sequence
+    int first, last;      // projections first ... last - 1
+    int64_t tasks;        // of each group
+  };
+
+  void project_rows(const Job& job, int64_t group, int64_t task, char* scratch) const;
+  template <typename Origin>
+  void finish_columns(const Origin* origins, int projection, int64_t n, int64_t columns, int64_t first, int64_t count,
+                      const float* sums) const;
+
+  QkvArgs args_;
+  Groups groups_;
+  Job jobs_[2];
+  int64_t together_;  // columns that are finished together: whole panels and whole heads
+  PackedWeights<T, 3> weights_;
+};
+
+WINO_CPU_END

@@ -1,0 +1,34 @@
+// out_norm_swiglu as tasks.
+#pragma once
+
+#include "cpu/matrix.h"
+#include "cpu/stages.h"
+
+WINO_CPU_BEGIN
+
+template <typename T>
+class OutNormSwiglu {
+ public:
+  static int64_t packed_bytes(const MlpArgs& args) { return PackedWeights<T, 4>::bytes(args.linear); }
+  static int64_t thread_bytes(const MlpArgs& args);
+
+  OutNormSwiglu(const MlpArgs& args, Groups groups, char* packed)
+      : args_(args),
+        groups_(groups),
+        tasks_(groups.tasks_of_rows(args.L, args.threads)),
+        weights_(args.linear, packed) {}
+
+  // The rows need the packed weights, which `packing` makes.
+  Stage packing() const;
+  Stage rows() const;
+
+ private:
+  void transform_rows(int64_t group, int64_t task, char* scratch) const;
+
+  MlpArgs args_;
+  Groups groups_;
+  int64_t tasks_;  // of each group
+  PackedWeights<T, 4> weights_;
+};
+
+WINO_CPU_END
