@@ -12,7 +12,7 @@ from wino_kernels import backends
 
 #: An interpreted kernel takes milliseconds per row or sequence where the others take microseconds. On such a path a
 #: test of thousands goes through every 29th: 29 divides no length that an enumeration is made of.
-INTERPRETED_SHARE = 29
+INTERPRETED_SHARE = 59
 
 
 def share(path: str) -> int:

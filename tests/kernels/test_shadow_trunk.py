@@ -138,7 +138,7 @@ def test_a_sequence_does_not_depend_on_the_others(path: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("batch", [2, 5, 13])
 def test_groups_of_sequences_and_threads_change_nothing(batch: int, threads: int) -> None:
-    """Sequences go through the layers in groups, each as soon as it may: more threads than cores, groups of two sizes."""
+    """Sequences go through the layers in groups, each as soon as it may: more threads than cores, unequal groups."""
     inputs = trunk((batch, *SHAPES[0][1:]), number=4, padded=True)
     torch.set_num_threads(1)
     expected = [

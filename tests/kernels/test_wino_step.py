@@ -55,8 +55,10 @@ def assert_like_two_steps(logits: Tensor, state: dict[str, Tensor], noise: dict[
 
 
 @over_paths("wino_step_")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("verify_last", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "verify_last"),
+    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True), (torch.float16, False)],
+)
 def test_is_the_two_operators(path: str, dtype: torch.dtype, verify_last: bool) -> None:
     accepted = remasked = 0
     blocks = ((7, 31, 123), (64, 16, 33), (1, 128, 50)) if share(path) == 1 else ((3, 33, 70), (1, 65, 50))
@@ -165,6 +167,7 @@ def test_finished_sequences_are_not_read(path: str, verify_last: bool) -> None:
 @over_paths("wino_step_")
 @pytest.mark.parametrize("width", [3, 100, 1000])
 def test_lengths_of_blocks(path: str, width: int) -> None:
+    width = min(width, 1000 if share(path) == 1 else 300)
     logits, state = logits_of(1, width, 12, torch.bfloat16), state_of(1, width, 12)
     assert_like_two_steps(logits, state, {}, verify_last=True, **RULE)
 
@@ -181,7 +184,7 @@ def test_nan_thresholds(path: str) -> None:
 
 @over_paths("wino_step_")
 def test_decodes_the_same_in_any_batch_and_with_any_threads(path: str) -> None:
-    rows, width, vocabulary = 6, 20, 64
+    rows, width, vocabulary = (6, 20, 64) if share(path) == 1 else (6, 9, 64)
     steps = 12 if share(path) == 1 else 2
     all_logits = [logits_of(rows, width, vocabulary, torch.float32) for _ in range(steps)]
     rule = {**RULE, "temperature": 0.4, "verify_last": True}

@@ -111,7 +111,7 @@ def test_hostile_answers_are_wrong_and_soon(name: str) -> None:
     began = time.process_time()
     for text in HOSTILE:
         assert not task.grade(item, text), text[:40]
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < 5
     assert not Path("/tmp/owned").exists()
 
 

@@ -18,17 +18,15 @@ _SIGNS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "\u00d7": "*", "\u00f7": 
 def boxed(text: str) -> str | None:
     r"""Contents of the last ``\boxed{...}`` whose braces are balanced; None without one."""
     text = text[-LONGEST:]
-    start = text.rfind("\\boxed")
-    while start >= 0:
-        opening = start + len("\\boxed")
-        if text[opening : opening + 1] == "{":
-            depth = 0
-            for i in range(opening, len(text)):
-                depth += {"{": 1, "}": -1}.get(text[i], 0)
-                if depth == 0:
-                    return text[opening + 1 : i]
-        start = text.rfind("\\boxed", 0, start)
-    return None
+    open_braces: list[int] = []
+    closing: dict[int, int] = {}  # of each brace that is closed
+    for brace in re.finditer("[{}]", text):
+        if brace[0] == "{":
+            open_braces.append(brace.start())
+        elif open_braces:
+            closing[open_braces.pop()] = brace.start()
+    boxes = [box.end() - 1 for box in re.finditer(r"\\boxed\{", text) if box.end() - 1 in closing]
+    return text[boxes[-1] + 1 : closing[boxes[-1]]] if boxes else None
 
 
 def tagged(text: str, tag: str = "answer") -> str | None:
