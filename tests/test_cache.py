@@ -14,7 +14,7 @@ from torch import Tensor
 import wino
 from wino.batch import Batch, Passes
 from wino.models import LLaDAModelLM, backbone_of
-from wino.models.llada import rotary_table
+from wino.models.forward import rotary_table
 from wino_kernels.eager.norm_qkv_rope import rotate
 
 Layers = list[tuple[Tensor, Tensor]]

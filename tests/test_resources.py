@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from wino_kernels import resources
+from wino_kernels import fingerprints, resources
 from wino_kernels.machine_code import amd_loads, is_wide, matrix_instructions, nvidia_loads, occupancy
 
 # One worker: compiling takes minutes.
@@ -119,7 +119,7 @@ def test_fingerprints_tell_what_has_changed(
     listed: dict[str, set[str]] = {}
     for row in checked_in["rows"]:
         if row["backend"] == "triton" and row["target"] == "sm_90":
-            listed.setdefault(row["operator"], set()).add(row["source"])
+            listed.setdefault(row["operator"], set()).add(row["source"].partition("-")[0])
     for operator, found in fingerprints_of_changed_sources.items():
         kept = set(found) & listed[operator]
         if operator in {"score_tokens", "linear_score_tokens", "wino_step_"}:  # some of their kernels draw
@@ -134,7 +134,10 @@ def test_only_what_changed_is_compiled_again(checked_in: dict[str, Any], tmp_pat
     rows = [row for row in doctored["rows"] if about.items() <= row.items()]
     for row in rows:
         row["registers"] = 1
-    rows[0]["source"] = "of other sources"
+        source, _, _ = row["source"].partition("-")
+        row["source"] = fingerprints.stamp(source, [row], resources.COMPILED)
+    rows[0]["shared_bytes"] += 16  # not what its stamp says
+    rows[1]["source"] = rows[1]["source"][::-1]  # of other sources
     table = tmp_path / "resources.json"
     table.write_text(json.dumps(doctored))
     finished = run(
@@ -145,9 +148,19 @@ def test_only_what_changed_is_compiled_again(checked_in: dict[str, Any], tmp_pat
     if checked_in["versions"]["triton"] != resources.versions()["triton"]:
         assert min(registers.values()) > 1
         return
-    assert {registers.pop(row["source"]) for row in rows[1:]} == {1}
-    (compiled,) = registers.values()
-    assert compiled > 1
+    assert {registers.pop(row["source"]) for row in rows[2:]} == {1}
+    assert len(registers) == 2 and min(registers.values()) > 1
+
+
+def test_changed_and_missing_rows_are_not_known() -> None:
+    names = ("kernel", "registers")
+    rows = [{"kernel": name, "registers": 8, "target": "sm_90"} for name in "abc"]
+    carried = fingerprints.stamp(fingerprints.fingerprint("a source"), rows, names)
+    table = [row | {"source": carried} for row in rows]
+    assert fingerprints.known(table, names) == {fingerprints.fingerprint("a source"): table}
+    assert fingerprints.known(table[::-1], names)
+    for broken in (table[1:], [*table[:2], table[2] | {"registers": 9}], [*table[:2], rows[2]], rows, []):
+        assert fingerprints.known(broken, names) == {}
 
 
 def test_doctored_table_fails(checked_in: dict[str, Any]) -> None:
@@ -192,7 +205,8 @@ def test_shortcoming_is_named(checked_in: dict[str, Any], changes: dict[str, Any
 def test_check_names_the_difference_and_fails(checked_in: dict[str, Any], tmp_path: Path) -> None:
     """The whole command, on one small operator: it passes, and with one number changed it does not."""
     selection = ("--check", "--backend=triton", "--operator=accept_", "--target=sm_90")
-    assert run(*selection).returncode == 0
+    finished = run(*selection, "--operator=norm_qkv_rope", "--target=gfx942")
+    assert finished.returncode == 0, finished.stderr
 
     doctored = copy.deepcopy(checked_in)
     row = next(row for row in doctored["rows"] if row.get("operator") == "accept_" and row["target"] == "sm_90")

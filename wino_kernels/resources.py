@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import hashlib
+import functools
 import importlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -28,7 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wino_kernels import machine_code
 from wino_kernels.env_report import module_version
+from wino_kernels.fingerprints import fingerprint, known, stamp
 from wino_kernels.machine_code import amd_loads, is_wide, matrix_instructions, nvidia_loads, occupancy
 
 Row = dict[str, Any]
@@ -63,7 +66,7 @@ EXACT = (
 )
 
 
-#: What a row has from the compiler.
+#: What is read from a compiled kernel: another source, or another way to read it, may change it.
 COMPILED = (*EXACT, "spills", "multiplies", "max_warps_per_sm", "limited_by")
 
 
@@ -231,18 +234,18 @@ def _loss_backward(rows: int, weight_gradient: bool) -> tuple[Any, ...]:
     return _meta(3, dtype=torch.float32), hidden, weight, labels, statistics, weight_gradient
 
 
-def compile_triton(operators: Sequence[str], targets: Sequence[str], known: Iterable[Row] = ()) -> list[Row]:
+def compile_triton(operators: Sequence[str], targets: Sequence[str], table: Iterable[Row] = ()) -> list[Row]:
     """The Triton half of the table, of all operators if none is named.
 
-    A target that the installed Triton cannot compile for is named on stderr, with Triton's reason. ``known``: rows of a
-    table; what they have of the same source, options, target and Triton is not compiled again.
+    A target that the installed Triton cannot compile for is named on stderr, with Triton's reason. What the rows of
+    ``table`` have of the same source, options, target and Triton is not compiled again.
 
     Raises:
         ResourcesError: Triton is not installed, has no kernel for an operator, or does not compile one.
     """
     if _triton_version() is None:
         raise ResourcesError("Triton is not installed: `pip install 'triton>=3.4'` (Linux only)")
-    by_source = {row.get("source"): row for row in known}
+    by_source = {source: rows[0] for source, rows in known(table, COMPILED).items()}
     # A fresh cache, so that no kernel comes from an earlier run; spawned processes, so that Triton is not interpreted.
     with (
         tempfile.TemporaryDirectory(prefix="wino-resources-") as cache,
@@ -327,7 +330,7 @@ def _probe(targets: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return list(importlib.import_module("wino_kernels.triton").KERNELS), refusals
 
 
-def _compile(operator: str, target: str, known: Mapping[str | None, Row]) -> list[Row]:
+def _compile(operator: str, target: str, by_source: Mapping[str, Row]) -> list[Row]:
     """In a worker: one row for each distinct kernel that ``operator`` launches over its cases."""
     from wino_kernels.triton import KERNELS
     from wino_kernels.triton.launch import recording
@@ -343,16 +346,14 @@ def _compile(operator: str, target: str, known: Mapping[str | None, Row]) -> lis
             source, options = specialised(launch, target)
             key = _fingerprint(launch, source, target)
             if key not in rows:
-                about = {
-                    "backend": "triton",
-                    "operator": operator,
-                    "cases": {},
-                    "kernel": source.name,
-                    "target": target,
-                }
-                code = known[key] if key in known else _compiled(source, options, target)
-                rows[key] = about | {name: value for name, value in code.items() if name in COMPILED}
-                rows[key] |= {"streams": _streamed(launch, inputs), "source": key}
+                about = {"backend": "triton", "operator": operator, "cases": {}}
+                code = by_source[key] if key in by_source else _compiled(source, options, target)
+                row = (
+                    about
+                    | {"kernel": source.name, "target": target}
+                    | {name: code[name] for name in code if name in COMPILED}
+                )
+                rows[key] = row | {"streams": _streamed(launch, inputs), "source": stamp(key, [row], COMPILED)}
             launched = rows[key]["cases"]
             launched[name] = launched.get(name, 0) + 1
     seen: Counter[tuple[str, ...]] = Counter()
@@ -364,15 +365,25 @@ def _compile(operator: str, target: str, known: Mapping[str | None, Row]) -> lis
 
 
 def _fingerprint(launch: Any, source: Any, target: str) -> str:
-    """Of all that the machine code follows from: source with the functions it calls, types, constants, options."""
+    """Of what ``COMPILED`` follows from: source with the functions it calls, types, constants, options; its readers."""
+    options = launch.options._replace(entry=None)
+    return fingerprint(_kernel_hash(source), options, target, _triton_version(), *_readers())
+
+
+def _kernel_hash(source: Any) -> str:
     from triton.runtime.jit import JITFunction
 
     for module in [module for name, module in sys.modules.items() if name.startswith("wino_kernels.triton.")]:
         for function in vars(module).values():
             if isinstance(function, JITFunction):
                 function.starting_line_number = 0  # where in its file a kernel stands is not part of it
-    text = f"{source.hash()} {launch.options[:3]} {target} {_triton_version()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return str(source.hash())
+
+
+@functools.cache
+def _readers() -> tuple[str, ...]:
+    readers = (specialised, _compiled, _nvidia_code, _amd_code)
+    return (inspect.getsource(machine_code), *(inspect.getsource(reader) for reader in readers))
 
 
 def specialised(launch: Any, target: str) -> tuple[Any, dict[str, Any]]:
@@ -454,8 +465,8 @@ def _amd_code(assembly: str) -> Row:
     }
 
 
-def compile_cuda(targets: Sequence[str], known: Iterable[Row] = ()) -> list[Row]:
-    """The CUDA C++ half of the table; ``known`` as for :func:`compile_triton`.
+def compile_cuda(targets: Sequence[str], table: Iterable[Row] = ()) -> list[Row]:
+    """The CUDA C++ half of the table; ``table`` as for :func:`compile_triton`.
 
     Raises:
         ResourcesError: no nvcc, no sources, or they do not compile.
@@ -463,7 +474,7 @@ def compile_cuda(targets: Sequence[str], known: Iterable[Row] = ()) -> list[Row]
     from wino_kernels.cuda import compiled
 
     try:
-        rows = compiled.compile_cuda(targets, known)
+        rows = compiled.compile_cuda(targets, table)
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         raise ResourcesError(str(error)) from error
     names = {op.rstrip("_"): op for op, _, _ in cases()}
@@ -643,7 +654,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def collect(
-    backends: Sequence[str], operators: Sequence[str], targets: Sequence[str], partial: bool, known: Sequence[Row] = ()
+    backends: Sequence[str], operators: Sequence[str], targets: Sequence[str], partial: bool, table: Sequence[Row] = ()
 ) -> list[Row]:
     """The rows of ``backends``. ``partial``: one that cannot be compiled here is named on stderr and left out.
 
@@ -655,9 +666,9 @@ def collect(
         chosen = [target for target in TARGETS[backend] if target in (targets or ALL_TARGETS)]
         try:
             if backend == "triton" and chosen:
-                rows += compile_triton(operators, chosen, known)
+                rows += compile_triton(operators, chosen, table)
             elif chosen:
-                compiled = compile_cuda(chosen, known)
+                compiled = compile_cuda(chosen, table)
                 rows += [row for row in compiled if row["operator"] in (operators or [row["operator"]])]
         except ResourcesError as error:
             if not partial:
@@ -675,8 +686,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--write takes no --backend, --operator or --target: the table is written whole")
     try:
         table = read(chosen.table) if chosen.check or chosen.changed else None
-        partial, known = not (chosen.write or chosen.backend), table["rows"] if table and chosen.changed else ()
-        rows = collect(chosen.backend or BACKENDS, chosen.operator, chosen.target or (), partial, known)
+        partial, listed = not (chosen.write or chosen.backend), table["rows"] if table and chosen.changed else ()
+        rows = collect(chosen.backend or BACKENDS, chosen.operator, chosen.target or (), partial, listed)
         found = shortcomings(rows)
         if chosen.check and table:
             found += _compare(table, rows)

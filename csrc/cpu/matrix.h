@@ -170,9 +170,15 @@ struct Groups {
   WINO_MEMBER int64_t first(int64_t group) const { return group * each; }
   WINO_MEMBER int64_t size(int64_t group) const { return B - first(group) < each ? B - first(group) : each; }
 
-  // Tasks of the largest group if its sequences have `rows` rows and the groups share the threads.
+  // Tasks of the largest group if its sequences have `rows` rows; together as many for one thread as for another.
   int64_t tasks_of_rows(int64_t rows, int threads) const {
-    return tasks_of(each * rows, static_cast<int>((threads + count() - 1) / count()));
+    int64_t common = count(), rest = threads;  // becomes their greatest common divisor
+    while (rest != 0) {
+      const int64_t next = common % rest;
+      common = rest;
+      rest = next;
+    }
+    return tasks_of(each * rows, count() < threads ? static_cast<int>(threads / common) : 1);
   }
   // The rows of one of a group's tasks, numbered over all sequences; a smaller group has nothing for its last tasks.
   Range rows_of(int64_t group, int64_t task, int64_t tasks, int64_t rows) const {

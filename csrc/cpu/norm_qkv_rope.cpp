@@ -16,11 +16,6 @@ WINO_HD int64_t columns_together(const QkvArgs& a) {
   return panels(widest) * kPanel;
 }
 
-// Where a row's sums are, and where its rotary table begins.
-struct Origin {
-  int64_t sums, table;
-};
-
 }  // namespace
 
 template <typename T>
@@ -58,7 +53,6 @@ Stage NormQkvRope<T>::rows() const {
 }
 
 template <typename T>
-template <typename Origin>
 void NormQkvRope<T>::finish_columns(const Origin* origins, int projection, int64_t n, int64_t columns, int64_t first,
                                     int64_t count, const float* sums) const {
   const LinearArgs& linear = args_.linear[projection];
@@ -121,7 +115,7 @@ void run(const QkvArgs& a, char* scratch) {
   if (a.B == 0) return;
   const NormQkvRope<T> tasks(a, {a.B, a.B}, scratch);
   Stage stages[2] = {tasks.packing(), tasks.rows()};
-  stages[1].whole_before = &stages[0];
+  stages[1].needs_all = &stages[0];
   int64_t done[2];
   run_stages(stages, 2, done, a.threads, scratch + tasks.packed_bytes(a), tasks.thread_bytes(a));
 }

@@ -27,8 +27,12 @@ class NormQkvRope {
     int64_t tasks;        // of each group
   };
 
+  // Where a row's sums are, and where its rotary table begins.
+  struct Origin {
+    int64_t sums, table;
+  };
+
   void project_rows(const Job& job, int64_t group, int64_t task, char* scratch) const;
-  template <typename Origin>
   void finish_columns(const Origin* origins, int projection, int64_t n, int64_t columns, int64_t first, int64_t count,
                       const float* sums) const;
 

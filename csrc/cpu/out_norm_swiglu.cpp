@@ -129,7 +129,7 @@ void run(const MlpArgs& a, char* scratch) {
   if (a.B == 0) return;
   const OutNormSwiglu<T> tasks(a, {a.B, a.B}, scratch);
   Stage stages[2] = {tasks.packing(), tasks.rows()};
-  stages[1].whole_before = &stages[0];
+  stages[1].needs_all = &stages[0];
   int64_t done[2];
   run_stages(stages, 2, done, a.threads, scratch + tasks.packed_bytes(a), tasks.thread_bytes(a));
 }

@@ -230,10 +230,10 @@ void ShadowAttention<T>::attend_chunk(int64_t b, int64_t key_head, int64_t chunk
   const Buffers<T> in(a, scratch);
   const Head<T> head = head_of<T>(a, b, key_head);
   pack_head(a, head, in);
-  const int64_t group = a.heads / a.key_heads, real = a.Lq - a.num_shadow;
+  const int64_t shared = a.heads / a.key_heads, real = a.Lq - a.num_shadow;  // query heads of a key head
   const int64_t begin = a.Lq * chunk / chunks_, end = a.Lq * (chunk + 1) / chunks_;
   const int64_t middle = real < begin ? begin : real > end ? end : real;  // between real and shadow queries
-  for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
+  for (int64_t h = key_head * shared; h < (key_head + 1) * shared; ++h) {
     for_each_run(begin, middle, [&](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows); });
     for_each_run(middle, end, [&](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows); });
   }

@@ -216,17 +216,17 @@ void norm_rows(const void* context, int64_t group, int64_t sequence, char*) {
   for (int64_t i = 0; i < a.R; ++i, x += a.D) rms_norm(x, static_cast<const T*>(a.norm), a.eps, a.D, x);
 }
 
-// A layer's stages: a group goes through three of them, one after the other. A layer's weights are packed where the
-// last layer's are no longer needed, while there are still tasks for the other threads.
+// A layer's stages: a group goes through rows, heads and rows, one after the other. Weights are packed where those of
+// the layer before are no longer needed, behind tasks that other threads are still at.
 //   qkv packed | rows | mlp packed | heads | (the next layer's qkv packed) | rows
 template <typename T>
 int64_t plan(const TrunkArgs& a, const Buffers<T>& to) {
   const Groups groups = groups_of(a);
-  Stage *next = to.stages, *qkv_packed = nullptr, *before = nullptr, *after = nullptr;
-  const auto add = [&](const Stage& stage, const Stage* same, const Stage* whole) {
+  Stage *next = to.stages, *qkv_packed = nullptr, *qkv_rows = nullptr, *mlp_rows = nullptr;
+  const auto add = [&](const Stage& stage, const Stage* group, const Stage* all) {
     *next = stage;
-    next->before = same;
-    next->whole_before = whole;
+    next->needs_group = group;
+    next->needs_all = all;
     return next++;
   };
   for (int64_t l = 0; l < a.num_layers; ++l) {
@@ -237,14 +237,14 @@ int64_t plan(const TrunkArgs& a, const Buffers<T>& to) {
   qkv_packed = add(to.layers[0].before.packing(), nullptr, nullptr);
   for (int64_t l = 0; l < a.num_layers; ++l) {
     const LayerTasks<T>& layer = to.layers[l];
-    before = add(layer.before.rows(), after, qkv_packed);
-    const Stage* mlp_packed = add(layer.after.packing(), nullptr, after);
-    const Stage* heads = add(layer.attention.heads(), before, nullptr);
-    if (l + 1 < a.num_layers) qkv_packed = add(to.layers[l + 1].before.packing(), nullptr, before);
-    after = add(layer.after.rows(), heads, mlp_packed);
+    qkv_rows = add(layer.before.rows(), mlp_rows, qkv_packed);
+    const Stage* mlp_packed = add(layer.after.packing(), nullptr, mlp_rows);
+    const Stage* heads = add(layer.attention.heads(), qkv_rows, nullptr);
+    if (l + 1 < a.num_layers) qkv_packed = add(to.layers[l + 1].before.packing(), nullptr, qkv_rows);
+    mlp_rows = add(layer.after.rows(), heads, mlp_packed);
   }
   if (a.norm != nullptr) {
-    add({groups.count(), groups.each, norm_rows<T>, &a}, after, nullptr);
+    add({groups.count(), groups.each, norm_rows<T>, &a}, mlp_rows, nullptr);
   }
   return next - to.stages;
 }

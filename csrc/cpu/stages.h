@@ -1,5 +1,5 @@
 // Work in stages of groups of tasks. A task waits only for what it needs, so that threads do not wait for each other's
-// last tasks between stages, nor all of them for one that the machine has put aside.
+// last tasks between stages; while one is held up, the others come about a stage further.
 #pragma once
 
 #include <sched.h>
@@ -14,9 +14,9 @@ struct Stage {
   int64_t groups, tasks;  // tasks of each group
   void (*run)(const void* context, int64_t group, int64_t task, char* scratch);
   const void* context;
-  const Stage* before = nullptr;        // whose same group has to be done; nullptr: none
-  const Stage* whole_before = nullptr;  // of which all groups have to be done
-  int64_t* done = nullptr;              // [groups], tasks; set by run_stages
+  const Stage* needs_group = nullptr;  // whose same group has to be done; nullptr: none
+  const Stage* needs_all = nullptr;    // of which all groups have to be done
+  int64_t* done = nullptr;             // [groups], tasks; set by run_stages
 };
 
 constexpr int kSpins = 4096;  // before a wait gives the core away: another thread may need it to finish its task
@@ -43,8 +43,8 @@ WINO_HD void run_tasks(void* context) {
   for (int64_t task; run.queue.take(&task);) {
     for (; task >= first + stage->groups * stage->tasks; ++stage) first += stage->groups * stage->tasks;
     const int64_t group = (task - first) / stage->tasks;
-    if (stage->before != nullptr) wait_for(*stage->before, group);
-    if (const Stage* whole = stage->whole_before; whole != nullptr) {
+    if (stage->needs_group != nullptr) wait_for(*stage->needs_group, group);
+    if (const Stage* whole = stage->needs_all; whole != nullptr) {
       for (int64_t g = 0; g < whole->groups; ++g) wait_for(*whole, g);
     }
     stage->run(stage->context, group, (task - first) % stage->tasks, scratch);

@@ -14,7 +14,7 @@ from wino_kernels.eager.norm_qkv_rope import rows_of
 from .config import GenerationConfig
 from .decoders.base import BlockState, keep_rows, per_request
 from .models.backbone import Backbone
-from .models.llada import rotary_rows
+from .models.forward import rotary_rows
 
 _LAST_ACCEPTED_AT_START = 30
 

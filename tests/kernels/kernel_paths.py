@@ -11,7 +11,7 @@ import torch
 from wino_kernels import backends
 
 #: An interpreted kernel takes milliseconds per row or sequence where the others take microseconds. On such a path a
-#: test of thousands goes through every 29th: 29 divides no length that an enumeration is made of.
+#: test of thousands goes through every 59th: 59 divides no length that an enumeration is made of.
 INTERPRETED_SHARE = 59
 
 

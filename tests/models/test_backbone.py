@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 import wino_kernels
 from wino.models import backbone_of
-from wino.models.llada import trunk_of, weights_of
+from wino.models.forward import trunk_of, weights_of
 
 PROMPT, LENGTH, BLOCK = 5, 24, 8
 REAL = PROMPT + LENGTH
@@ -111,7 +111,7 @@ def test_layers_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     elsewhere = build_llada().to("meta").model.transformer["blocks"][0]  # for a device that is not the CPU
     assert weights_of(elsewhere, model.config) is None
-    monkeypatch.setattr("wino.models.llada.has_kernel", lambda operator, device: device == "meta")
+    monkeypatch.setattr("wino.models.forward.has_kernel", lambda operator, device: device == "meta")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     assert weights_of(elsewhere, model.config) is not None
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

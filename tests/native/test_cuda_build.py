@@ -33,8 +33,9 @@ needs_nvcc = pytest.mark.skipif(compiled.nvcc() is None, reason="needs nvcc")
 @needs_nvcc
 @pytest.mark.parametrize("target", compiled.TARGETS)
 def test_every_kernel_compiles_without_warnings_or_spills(target: str) -> None:
-    # What the table has of the same sources and compiler was compiled so when it was written.
-    records = compiled.compile_cuda([target], resources.read(resources.TABLE)["rows"])
+    # What the table has of the same sources and compiler was compiled so when it was written; one target always is.
+    table = [] if target == "sm_90" else resources.read(resources.TABLE)["rows"]
+    records = compiled.compile_cuda([target], table)
     assert {record["kernel"] for record in records} == KERNELS and len(records) == len(KERNELS)
     for record in records:
         assert record["spills"] == 0, record
@@ -60,7 +61,7 @@ def test_only_what_changed_is_compiled_again(tmp_path: Path, monkeypatch: pytest
     shutil.copytree(compiled.SOURCES.parent, tmp_path / "csrc")
     monkeypatch.setattr(compiled, "SOURCES", tmp_path / "csrc" / "cuda")
     asked: list[str] = []
-    record = {"backend": "cuda", "kernel": "k", "target": "sm_90", "registers": 7}
+    record: dict[str, object] = dict.fromkeys(compiled._KEYS, 7) | {"backend": "cuda", "kernel": "k"}
 
     def compile_one(compiler: str, source: Path, target: str) -> list[dict[str, object]]:
         asked.append(f"{source.stem} {target}")
@@ -86,7 +87,7 @@ def test_only_what_changed_is_compiled_again(tmp_path: Path, monkeypatch: pytest
     with (compiled.SOURCES / "launch.h").open("a") as file:
         file.write("// changed\n")
     assert again(first) == [f"{name} sm_90" for name in files]
-    monkeypatch.setattr(compiled, "version", lambda: "99.9")
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-G")
     assert again(first) == [f"{name} sm_90" for name in files]
 
 

@@ -33,7 +33,7 @@ def shadow_trunk(
     norm_weight: Tensor | None = None,
     full_precision: bool = True,
 ) -> Tensor:
-    if not (is_fused(x, *weights[1:4]) and is_fused(x, *weights[4:WEIGHTS])):
+    if not is_fused(x, *weights[:WEIGHTS]):
         given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps
         return _one_by_one(*given, key_padding_mask, norm_weight, full_precision)
     batch, length, width = x.shape

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import hashlib
 import importlib.util
 import os
 import re
@@ -17,6 +16,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from wino_kernels.fingerprints import fingerprint, known, stamp
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 #: The generations that get machine code of their own (csrc/cuda/CMakeLists.txt).
@@ -45,19 +46,16 @@ def nvcc() -> str | None:
 def version() -> str | None:
     """The compiler's release; None without one."""
     compiler = nvcc()
-    if compiler is None:
-        return None
-    text = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    return str(re.findall(r"release (\S+),", text)[0])
+    return None if compiler is None else str(re.findall(r"release (\S+),", _run([compiler, "--version"]))[0])
 
 
-def compile_cuda(targets: Iterable[str] = TARGETS, known: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+def compile_cuda(targets: Iterable[str] = TARGETS, table: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """Compiles every kernel for every target, warnings being errors, and returns one record for each.
 
     Keys: ``backend`` ("cuda"), ``kernel`` (such as ``score_tokens<bfloat16, noise>``), ``target``, ``registers``,
     ``spills`` (bytes), ``shared_bytes``, ``threads_per_block``, ``vector_loads`` (whether there are 16-byte loads),
-    ``source`` (a fingerprint of file, headers, flags and compiler). Files that ``known`` has records of, by their
-    ``source``, are not compiled again.
+    ``source`` (a stamp: of file, headers, flags, nvcc's build and this module, and of the record). Files that ``table``
+    has all records of, unchanged, are not compiled again.
 
     Raises:
         FileNotFoundError: nvcc or the sources are not here.
@@ -69,26 +67,25 @@ def compile_cuda(targets: Iterable[str] = TARGETS, known: Iterable[dict[str, Any
     sources = sorted(SOURCES.glob("*.cu"))
     if not sources:
         raise FileNotFoundError(f"no CUDA sources in {SOURCES}: a source checkout is needed")
-    by_source: dict[str | None, list[dict[str, Any]]] = {}
-    for record in known:
-        by_source.setdefault(record.get("source"), []).append({name: record[name] for name in _KEYS if name in record})
-    release = str(version())
+    by_source, build = known(table, _KEYS), _run([compiler, "--version"])
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
 
         def records(job: tuple[str, Path]) -> list[dict[str, Any]]:
             target, source = job
-            fingerprint = _fingerprint(source, target, release)
-            found = by_source.get(fingerprint) or _compile(compiler, source, target)
-            return [{**record, "source": fingerprint} for record in found]
+            key = _fingerprint(source, target, build)
+            found = by_source.get(key) or _compile(compiler, source, target)
+            carried = stamp(key, found, _KEYS)
+            return [{name: record[name] for name in _KEYS} | {"source": carried} for record in found]
 
         compiled = executor.map(records, [(target, source) for target in targets for source in sources])
         return [record for each in compiled for record in each]
 
 
-def _fingerprint(source: Path, target: str, release: str) -> str:
+def _fingerprint(source: Path, target: str, build: str) -> str:
     headers = sorted([*SOURCES.glob("*.h"), *(SOURCES.parent / "include").rglob("*.h")])
-    texts = [path.read_text() for path in (source, SOURCES / "nvcc_flags.txt", *headers)]
-    return hashlib.sha256("\0".join((*texts, *_WARNINGS, target, release)).encode()).hexdigest()[:16]
+    texts = [path.read_text() for path in (source, SOURCES / "nvcc_flags.txt", Path(__file__), *headers)]
+    more = (os.environ.get(f"NVCC_{place}_FLAGS", "") for place in ("PREPEND", "APPEND"))
+    return fingerprint(*texts, target, build, *more)
 
 
 @functools.cache

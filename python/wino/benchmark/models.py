@@ -20,7 +20,8 @@ from wino_kernels.eager.norm_qkv_rope import rotate
 
 from ..config import GenerationConfig
 from ..generation import generate
-from ..models.llada import LLaDAConfig, LLaDAModelLM, rotary_table
+from ..models.forward import rotary_table
+from ..models.llada import LLaDAConfig, LLaDAModelLM
 
 OFFSET = 8
 TOKENS_PER_FORWARD = (3.0, 10.0)

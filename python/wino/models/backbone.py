@@ -14,8 +14,7 @@ from wino_kernels import shadow_attention, shadow_trunk
 from wino_kernels.eager.shadow_trunk import asking
 
 from ..cache import KeyValueCache, Store
-from .llada import (
-    LLaDAModelLM,
+from .forward import (
     Rows,
     Trunk,
     Weights,
@@ -27,6 +26,7 @@ from .llada import (
     trunk_of,
     weights_of,
 )
+from .llada import LLaDAModelLM
 from .patching import is_patched, looks_like_llada
 
 

@@ -1,6 +1,6 @@
 """MMaDA: LLaDA's trunk over a vocabulary that image codes widen, in the Hugging Face layout of ``Gen-Verse/MMaDA-8B``.
 
-The forward pass is LLaDA's (:mod:`wino.models.llada`); how images and text become tokens is :mod:`wino.multimodal`.
+The forward pass is LLaDA's (:mod:`wino.models.forward`); how images and text become tokens is :mod:`wino.multimodal`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from .llada import DROPOUTS, LLaDAModelLM, check_architecture, iter_blocks, language_model_forward
+from .forward import iter_blocks, language_model_forward
+from .llada import DROPOUTS, LLaDAModelLM, check_architecture
 
 _HANDLE = "_wino_patch"
 _BLOCK_PARTS = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")

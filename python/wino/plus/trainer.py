@@ -16,7 +16,8 @@ from transformers import Trainer
 
 import wino_kernels
 
-from ..models.llada import LLaDAModelLM, hidden_forward, lm_head, logit_scale
+from ..models.forward import hidden_forward, lm_head, logit_scale
+from ..models.llada import LLaDAModelLM
 from .callbacks import COUNT_OF, PARTS
 from .recipe import Loss
 from .unfold import CANDIDATE, TARGET, mask_answers

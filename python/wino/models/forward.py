@@ -1,0 +1,371 @@
+"""The forward pass of LLaDA as functions over a module tree with its parameter names (``wte``, ``blocks``, ``ln_f``,
+``ff_out``), so that a model of the authors' own code and ours take the same path (see :mod:`wino.models.patching`).
+
+Sub-modules are called, so that wrapped projections (LoRA) count; read are only those that nothing wraps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.modeling_outputs import CausalLMOutput
+
+from wino_kernels import norm_qkv_rope, out_norm_swiglu
+from wino_kernels.backends import has_kernel
+from wino_kernels.eager.norm_qkv_rope import rms_norm, rotate, rows_of
+
+from ..cache import Store
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps query (B, Hq, Lq, d), key and value (B, Hkv, Lk, d) to the attention output (B, Hq, Lq, d)."""
+
+#: The linear layers of a block, by name.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 and cast back before the weight is applied, as LLaDA does."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rotary_table(config: Any, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, 1, L, head_dim) in float32 of ``position_ids`` (L,) or (B, L)."""
+    dim = config.d_model // config.n_heads
+    steps = torch.arange(0, dim, 2, device=position_ids.device, dtype=torch.float32) / dim
+    frequencies = 1.0 / config.rope_theta**steps
+    angles = torch.atleast_2d(position_ids)[:, None, :, None].float() * frequencies  # [B, 1, L, head_dim / 2]
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotary_rows(rotary: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of a rotary table (B or 1, 1, L, head_dim) for rows ``rows`` (B, R)."""
+    cos, sin = (rows_of(table[:, 0].expand(len(rows), -1, -1), rows)[:, None] for table in rotary)
+    return cos, sin
+
+
+class Rows(NamedTuple):
+    """The rows that leave the last block, which computes queries, output projection and MLP for no others.
+
+    Attributes:
+        leaving: (B, R) indices into the L rows.
+        queries: (B, Q) indices of the rows that ask; attention knows real queries from shadow queries by their place.
+        answers: (B, R) where among the queries each leaving row finds its answer; None: they are the queries.
+    """
+
+    leaving: Tensor
+    queries: Tensor
+    answers: Tensor | None
+
+
+class Weights(NamedTuple):
+    """What the fused operators take of a block: arguments of ``norm_qkv_rope`` and of ``out_norm_swiglu``."""
+
+    before: tuple[Tensor, Tensor, Tensor, Tensor]
+    before_options: dict[str, Any]
+    after: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    after_options: dict[str, Any]
+
+
+def block_forward(
+    block: Any,
+    x: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    config: Any,
+    attend: Attend,
+    rows: Rows | None = None,
+    store: Store | None = None,
+    weights: Weights | None = None,
+) -> Tensor:
+    """One transformer block over hidden states ``x`` (B, L, d_model).
+
+    ``block`` is any module with LLaDA's sub-module names. ``store`` sees the block's keys and values before they are
+    attended to, and may return others. With ``rows`` only those leave: (B, R, d_model). ``weights``: of
+    :func:`weights_of`; the fused operators take the place of the block's modules.
+    """
+    asking = None if rows is None else rows.queries
+    if weights is None:
+        query, key, value = _before_attention(block, x, rotary, config, asking)
+    else:
+        query, key, value = norm_qkv_rope(x, *weights.before, *rotary, query_rows=asking, **weights.before_options)
+    if store is not None:
+        key, value = store(key, value)
+    attended = attend(query, key, value)
+    if rows is not None:
+        x = rows_of(x, rows.leaving)
+        if rows.answers is not None:
+            _, heads, _, head_dim = attended.shape
+            attended = attended.gather(2, rows.answers[:, None, :, None].expand(-1, heads, -1, head_dim))
+    if weights is None:
+        return _after_attention(block, x, attended)
+    return out_norm_swiglu(x, attended, *weights.after, **weights.after_options)
+
+
+def _before_attention(
+    block: Any, x: Tensor, rotary: tuple[Tensor, Tensor], config: Any, query_rows: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(projected: Tensor) -> Tensor:  # [B, L, H * head_dim] -> [B, H, L, head_dim]
+        return projected.unflatten(2, (-1, config.d_model // config.n_heads)).transpose(1, 2)
+
+    normed = block.attn_norm(x)
+    key = rotate(heads(block.k_proj(normed)), *rotary, config.rope_full_precision)
+    value = heads(block.v_proj(normed))
+    if query_rows is not None:
+        normed, rotary = rows_of(normed, query_rows), rotary_rows(rotary, query_rows)
+    return rotate(heads(block.q_proj(normed)), *rotary, config.rope_full_precision), key, value
+
+
+def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    x = x + block.attn_out(attended.transpose(1, 2).flatten(2))
+    normed = block.ff_norm(x)
+    return x + block.ff_out(F.silu(block.ff_proj(normed)) * block.up_proj(normed))
+
+
+def weights_of(block: Any, config: Any) -> Weights | None:
+    """The block's weights for the fused operators; None where its modules have to be called.
+
+    That is so where no kernel would be faster, where gradients are wanted, and where anything wraps or watches a part.
+    """
+    norm, inner_norm = block.attn_norm, block.ff_norm
+    if not (_is_plain(norm, RMSNorm) and _is_plain(inner_norm, RMSNorm)):
+        return None
+    device = norm.weight.device.type
+    if torch.is_grad_enabled():
+        return None
+    if torch.compiler.is_compiling():
+        if device != "cpu":  # elsewhere the compiler itself fuses what lies between two products
+            return None
+    elif not has_kernel("norm_qkv_rope", device):
+        return None
+    if torch.is_autocast_enabled(device):
+        return None
+    linears = [getattr(block, name) for name in PROJECTIONS]
+    query, key, value, out, gate, up, down = linears
+    if not all(_is_plain(linear, nn.Linear) for linear in linears):
+        return None
+    weights = [norm.weight, inner_norm.weight, *(linear.weight for linear in linears)]
+    if any(weight.stride(-1) != 1 or weight.device != norm.weight.device for weight in weights):
+        return None
+    if any(weight.dtype != norm.weight.dtype for weight in weights):
+        return None
+    return Weights(
+        (norm.weight, query.weight, key.weight, value.weight),
+        {
+            "eps": norm.eps,
+            "q_bias": query.bias,
+            "k_bias": key.bias,
+            "v_bias": value.bias,
+            "full_precision": config.rope_full_precision,
+        },
+        (out.weight, inner_norm.weight, gate.weight, up.weight, down.weight),
+        {
+            "eps": inner_norm.eps,
+            "out_bias": out.bias,
+            "gate_bias": gate.bias,
+            "up_bias": up.bias,
+            "down_bias": down.bias,
+        },
+    )
+
+
+class Trunk(NamedTuple):
+    """What ``shadow_trunk`` takes of a model: its arguments of these names."""
+
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    eps: float
+    norm_weight: Tensor | None
+
+
+def trunk_of(transformer: Any, blocks: Sequence[Weights | None]) -> Trunk | None:
+    """The weights of :func:`weights_of`, all layers together; None where a layer has to go its own way.
+
+    ``norm_weight`` is None where the final norm has to be called.
+    """
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    epsilons = set()
+    for block in blocks:
+        if block is None:
+            return None
+        before, after = dict(block.before_options), dict(block.after_options)
+        epsilons |= {before.pop("eps"), after.pop("eps")}
+        del before["full_precision"]
+        weights += [*block.before, *block.after]
+        biases += [*before.values(), *after.values()]
+    shapes = [weight.shape for weight in weights]
+    if len(epsilons) != 1 or shapes != shapes[: len(shapes) // len(blocks)] * len(blocks):
+        return None
+    (eps,), norm = epsilons, transformer.ln_f
+    fits = _is_plain(norm, RMSNorm) and norm.eps == eps and norm.weight.dtype == weights[0].dtype
+    return Trunk(
+        weights, biases if any(bias is not None for bias in biases) else [], eps, norm.weight if fits else None
+    )
+
+
+def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+    if type(module) is not kind or type(module.weight) is not nn.Parameter or _has_any_global_hook():
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def iter_blocks(transformer: Any) -> Iterator[Any]:
+    """The transformer's blocks in order, whether or not the authors' code put them in groups."""
+    if hasattr(transformer, "block_groups"):
+        for group in transformer.block_groups:
+            yield from group
+    else:
+        yield from transformer.blocks
+
+
+def trunk_forward(
+    transformer: Any,
+    config: Any,
+    x: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    attend: Attend,
+    rows: Rows | None = None,
+    stores: Iterable[Store] | None = None,
+    *,
+    weights: Sequence[Weights | None],
+) -> Tensor:
+    """All blocks: embedded tokens ``x`` (B, L, d_model) -> hidden states (B, L, d_model) before the final norm.
+
+    ``stores`` and ``weights``: one for each block, see :func:`block_forward`. With ``rows`` only those leave: (B, R,
+    d_model).
+    """
+    blocks = list(iter_blocks(transformer))
+    each: Iterable[Store | None] = stores or [None] * len(blocks)
+    for block, store, own in zip(blocks, each, weights, strict=True):
+        x = block_forward(block, x, rotary, config, attend, rows if block is blocks[-1] else None, store, own)
+    return x
+
+
+def masked_attention(attention_mask: Tensor | None) -> Attend:
+    """Scaled dot-product attention under a boolean mask that broadcasts to (B, H, L, L); True = may be attended."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, enable_gqa=grouped)
+
+    return attend
+
+
+def _visibility(attention_mask: Tensor | None, attention_bias: Tensor | None, ids: Tensor) -> Tensor | None:
+    """What both say is visible, as a boolean mask for attention over tokens ``ids`` (B, L).
+
+    A row that sees nothing, of a padded token say, sees everything: what leaves it is nowhere used, but must be finite.
+    """
+    masks = [
+        _as_visibility(name, mask, *ids.shape)
+        for name, mask in (("attention_mask", attention_mask), ("attention_bias", attention_bias))
+        if mask is not None
+    ]
+    if not masks:
+        return None
+    visible = masks[0] if len(masks) == 1 else masks[0] & masks[1]
+    return visible | ~visible.any(-1, keepdim=True)
+
+
+def _as_visibility(name: str, mask: Tensor, batch: int, length: int) -> Tensor:
+    """(B, L) key padding or (B | 1, 1, L, L) visibility, boolean or integer 0/1."""
+    shape = tuple(mask.shape)
+    if shape not in {(batch, length), (batch, 1, length, length), (1, 1, length, length)}:
+        expected = f"{(batch, length)} or {(batch, 1, length, length)}"
+        raise ValueError(f"{name}: expected shape {expected}, got {shape}")
+    if mask.is_floating_point():
+        raise TypeError(f"{name}: expected booleans or integers 0 and 1, got {mask.dtype}")
+    mask = mask.to(torch.bool)
+    return mask[:, None, None, :] if mask.dim() == 2 else mask
+
+
+def _positions(position_ids: Tensor | None, input_ids: Tensor) -> Tensor:
+    batch, length = input_ids.shape
+    if position_ids is None:
+        return torch.arange(length, device=input_ids.device)
+    shape = tuple(position_ids.shape)
+    if shape not in {(length,), (1, length), (batch, length)}:
+        raise ValueError(f"position_ids: expected shape {(length,)} or {(batch, length)}, got {shape}")
+    return position_ids
+
+
+def lm_head(model: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (V, d_model) and bias of the LM head of ``model`` (ours or the authors'): ``ff_out``; ``wte`` if tied."""
+    transformer = model.model.transformer
+    if model.config.weight_tying:
+        return transformer.wte.weight, None
+    return transformer.ff_out.weight, transformer.ff_out.bias
+
+
+def logit_scale(config: Any) -> float:
+    """What the authors' ``scale_logits`` multiplies the logits by; 1.0 without it."""
+    return 1.0 / math.sqrt(config.d_model) if config.scale_logits else 1.0
+
+
+def hidden_forward(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    run: Callable[..., Tensor] = block_forward,
+    attention_bias: Tensor | None = None,
+) -> Tensor:
+    """Hidden states (B, L, d_model) before the final norm; ``run`` computes a block from ``block_forward``'s first five
+    arguments."""
+    transformer, config = model.model.transformer, model.config
+    attend = masked_attention(_visibility(attention_mask, attention_bias, input_ids))
+    rotary = rotary_table(config, _positions(position_ids, input_ids))
+    x = transformer.wte(input_ids)
+    for block in iter_blocks(transformer):
+        x = run(block, x, rotary, config, attend)
+    return x
+
+
+def logits_forward(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    attention_bias: Tensor | None = None,
+) -> Tensor:
+    """Logits (B, L, V) of every position; ``model`` is ours or a live model of the authors' code."""
+    transformer, config = model.model.transformer, model.config
+    hidden = hidden_forward(model, input_ids, attention_mask, position_ids, attention_bias=attention_bias)
+    hidden = transformer.ln_f(hidden)
+    logits = F.linear(hidden, transformer.wte.weight) if config.weight_tying else transformer.ff_out(hidden)
+    return logits * logit_scale(config) if config.scale_logits else logits
+
+
+def language_model_forward(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    return_dict: bool | None = None,
+    attention_bias: Tensor | None = None,
+    **unsupported: Any,
+) -> CausalLMOutput | tuple[Tensor]:
+    """The forward pass of :class:`LLaDAModelLM` for any ``model``, ours or a live model of the authors' code.
+
+    ``attention_bias``: MMaDA's name for (B | 1, 1, L, L) visibility; with ``attention_mask`` both must allow a pair.
+    """
+    for name, value in unsupported.items():
+        if value is not None and value is not False:
+            raise ValueError(f"LLaDA forward: {name} is not supported, only input_ids, attention_mask, position_ids")
+    if return_dict is None:
+        return_dict = getattr(model.config, "return_dict", True)
+    logits = logits_forward(model, input_ids, attention_mask, position_ids, attention_bias)
+    return CausalLMOutput(logits=logits) if return_dict else (logits,)
