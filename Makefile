@@ -26,7 +26,7 @@ test-transformers4: $(VENV)/installed-dev build/transformers4/installed
 	PYTHONPATH=build/transformers4 $(PYTEST) tests/models tests/test_generation.py
 
 # Whether every kernel is right under the oldest Triton too; what only tries more numbers or sizes runs under the newest.
-WIDE := shadow_trunk or dtype2 or dtype3 or decodes_the_same or bits_do_not or exact_logits or many_small or extreme_scales or neighbours or several_chunks or random_ or follow_softmax or every_ or full_vocabulary or test_any or nan_thresholds or gradcheck or one_bad_logit or banned or draws_are or large_vocabulary or those_of_the_definition or whole_decodes or stay_together or tiles_of or does_not_see or leading3 or 2-7 or 3-7 or test_lengths
+WIDE := shadow_trunk or dtype2 or dtype3 or decodes_the_same or bits_do_not or exact_logits or many_small or extreme_scales or neighbours or several_chunks or random_ or follow_softmax or every_ or full_vocabulary or test_any or nan_thresholds or gradcheck or one_bad_logit or banned or draws_are or large_vocabulary or those_of_the_definition or whole_decodes or stay_together or tiles_of or does_not_see or leading3 or 2-7 or 3-7 or test_lengths or many_rows or are_independent
 test-triton-oldest: $(VENV)/installed-dev build/triton-oldest/installed
 	PYTHONPATH=build/triton-oldest $(PYTEST) tests/kernels -k 'triton and not ($(WIDE))'
 

@@ -305,7 +305,7 @@ def block_and_confidence(draw: st.DrawFn, width: int) -> tuple[oracle.Block, lis
 
 
 @pytest.mark.parametrize("path", paths("accept_remask_"))
-@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_step(path: str, data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 14))
