@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/stages.h"
 #include "cpu/vec.h"
 
 WINO_CPU_BEGIN
@@ -210,11 +211,14 @@ class PackedWeights {
     }
   }
 
-  // Panels of all weights.
-  int64_t count() const {
+  // Packs all weights; this object and its memory outlive it.
+  Stage packing() const {
     int64_t number = 0;
     for (const LinearArgs& linear : linears_) number += panels(linear.N);
-    return number;
+    const auto run = [](const void* self, int64_t, int64_t task, char*) {
+      static_cast<const PackedWeights*>(self)->pack(task);
+    };
+    return {1, number, run, this};
   }
 
   // Panel of columns n ... n + kPanel of a weight, n a multiple of kPanel.
@@ -222,7 +226,8 @@ class PackedWeights {
     return panels_[weight] + n * words<A>(linears_[weight].K);
   }
 
-  // Panel number ... of all.
+ private:
+  // Panel `number` of those of all weights.
   void pack(int64_t number) const {
     for (int i = 0; i < kWeights; number -= panels(linears_[i].N), ++i) {
       const LinearArgs& linear = linears_[i];
@@ -232,9 +237,25 @@ class PackedWeights {
     }
   }
 
- private:
   LinearArgs linears_[kWeights];
   uint32_t* panels_[kWeights];
 };
+
+// An operator on its own whose tasks are rows with packed weights: what it needs of memory, and its call.
+template <typename Tasks, typename Args>
+int64_t bytes_alone(const Args& args) {
+  return Tasks::packed_bytes(args) + args.threads * Tasks::thread_bytes(args);
+}
+
+template <typename Tasks, typename Args>
+void run_alone(const Args& args, void* memory) {
+  if (args.B == 0) return;
+  char* scratch = static_cast<char*>(memory);
+  const Tasks tasks(args, {args.B, args.B}, scratch);
+  Stage stages[2] = {tasks.packing(), tasks.rows()};
+  stages[1].needs_all = &stages[0];
+  int64_t done[2];
+  run_stages(stages, 2, done, args.threads, scratch + tasks.packed_bytes(args), tasks.thread_bytes(args));
+}
 
 WINO_CPU_END

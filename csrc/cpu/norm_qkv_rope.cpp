@@ -35,14 +35,6 @@ NormQkvRope<T>::NormQkvRope(const QkvArgs& a, Groups groups, char* packed)
       weights_(a.linear, packed) {}
 
 template <typename T>
-Stage NormQkvRope<T>::packing() const {
-  const auto run = [](const void* self, int64_t, int64_t task, char*) {
-    static_cast<const NormQkvRope*>(self)->weights_.pack(task);
-  };
-  return {1, weights_.count(), run, this};
-}
-
-template <typename T>
 Stage NormQkvRope<T>::rows() const {
   const auto run = [](const void* context, int64_t group, int64_t task, char* scratch) {
     const NormQkvRope& self = *static_cast<const NormQkvRope*>(context);
@@ -108,30 +100,13 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
 template class NormQkvRope<float>;
 template class NormQkvRope<BFloat16>;
 
-namespace {
-
-template <typename T>
-void run(const QkvArgs& a, char* scratch) {
-  if (a.B == 0) return;
-  const NormQkvRope<T> tasks(a, {a.B, a.B}, scratch);
-  Stage stages[2] = {tasks.packing(), tasks.rows()};
-  stages[1].needs_all = &stages[0];
-  int64_t done[2];
-  run_stages(stages, 2, done, a.threads, scratch + tasks.packed_bytes(a), tasks.thread_bytes(a));
+int64_t norm_qkv_rope_bytes(const QkvArgs& a) {
+  return a.dtype == kBFloat16 ? bytes_alone<NormQkvRope<BFloat16>>(a) : bytes_alone<NormQkvRope<float>>(a);
 }
-
-template <typename T>
-int64_t bytes(const QkvArgs& a) {
-  return NormQkvRope<T>::packed_bytes(a) + a.threads * NormQkvRope<T>::thread_bytes(a);
-}
-
-}  // namespace
-
-int64_t norm_qkv_rope_bytes(const QkvArgs& a) { return a.dtype == kBFloat16 ? bytes<BFloat16>(a) : bytes<float>(a); }
 
 void norm_qkv_rope(const QkvArgs& a, void* scratch) {
-  if (a.dtype == kBFloat16) return run<BFloat16>(a, static_cast<char*>(scratch));
-  run<float>(a, static_cast<char*>(scratch));
+  if (a.dtype == kBFloat16) return run_alone<NormQkvRope<BFloat16>>(a, scratch);
+  run_alone<NormQkvRope<float>>(a, scratch);
 }
 
 WINO_CPU_END

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/matrix.h"
-#include "cpu/stages.h"
 
 WINO_CPU_BEGIN
 
@@ -15,7 +14,7 @@ class NormQkvRope {
   NormQkvRope(const QkvArgs& args, Groups groups, char* packed);
 
   // The rows need the packed weights, which `packing` makes.
-  Stage packing() const;
+  Stage packing() const { return weights_.packing(); }
   Stage rows() const;
 
  private:

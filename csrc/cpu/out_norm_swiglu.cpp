@@ -48,14 +48,6 @@ int64_t OutNormSwiglu<T>::thread_bytes(const MlpArgs& a) {
 }
 
 template <typename T>
-Stage OutNormSwiglu<T>::packing() const {
-  const auto run = [](const void* self, int64_t, int64_t task, char*) {
-    static_cast<const OutNormSwiglu*>(self)->weights_.pack(task);
-  };
-  return {1, weights_.count(), run, this};
-}
-
-template <typename T>
 Stage OutNormSwiglu<T>::rows() const {
   const auto run = [](const void* self, int64_t group, int64_t task, char* scratch) {
     static_cast<const OutNormSwiglu*>(self)->transform_rows(group, task, scratch);
@@ -122,30 +114,13 @@ void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch
 template class OutNormSwiglu<float>;
 template class OutNormSwiglu<BFloat16>;
 
-namespace {
-
-template <typename T>
-void run(const MlpArgs& a, char* scratch) {
-  if (a.B == 0) return;
-  const OutNormSwiglu<T> tasks(a, {a.B, a.B}, scratch);
-  Stage stages[2] = {tasks.packing(), tasks.rows()};
-  stages[1].needs_all = &stages[0];
-  int64_t done[2];
-  run_stages(stages, 2, done, a.threads, scratch + tasks.packed_bytes(a), tasks.thread_bytes(a));
+int64_t out_norm_swiglu_bytes(const MlpArgs& a) {
+  return a.dtype == kBFloat16 ? bytes_alone<OutNormSwiglu<BFloat16>>(a) : bytes_alone<OutNormSwiglu<float>>(a);
 }
-
-template <typename T>
-int64_t bytes(const MlpArgs& a) {
-  return OutNormSwiglu<T>::packed_bytes(a) + a.threads * OutNormSwiglu<T>::thread_bytes(a);
-}
-
-}  // namespace
-
-int64_t out_norm_swiglu_bytes(const MlpArgs& a) { return a.dtype == kBFloat16 ? bytes<BFloat16>(a) : bytes<float>(a); }
 
 void out_norm_swiglu(const MlpArgs& a, void* scratch) {
-  if (a.dtype == kBFloat16) return run<BFloat16>(a, static_cast<char*>(scratch));
-  run<float>(a, static_cast<char*>(scratch));
+  if (a.dtype == kBFloat16) return run_alone<OutNormSwiglu<BFloat16>>(a, scratch);
+  run_alone<OutNormSwiglu<float>>(a, scratch);
 }
 
 WINO_CPU_END

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/matrix.h"
-#include "cpu/stages.h"
 
 WINO_CPU_BEGIN
 
@@ -19,7 +18,7 @@ class OutNormSwiglu {
         weights_(args.linear, packed) {}
 
   // The rows need the packed weights, which `packing` makes.
-  Stage packing() const;
+  Stage packing() const { return weights_.packing(); }
   Stage rows() const;
 
  private:
