@@ -98,7 +98,7 @@ $(VENV)/torch:
 	touch $@
 
 $(VENV)/installed-decode: $(VENV)/torch $(SOURCES)
-	@echo "Building the kernels and installing what the demo needs; about a minute ..."
+	@echo "Building the kernels and installing what the demo needs; one to four minutes, the longer with nvcc ..."
 	@$(PIP) --editable '.[decode]'
 	touch $@
 
@@ -107,6 +107,6 @@ $(VENV)/installed-multimodal: $(VENV)/installed-decode
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/torch $(SOURCES)
-	@echo "Building the kernels and installing what the tests need; about a minute ..."
+	@echo "Building the kernels and installing what the tests need; one to four minutes, the longer with nvcc ..."
 	@$(PIP) --editable '.[decode,test,lint,bench]'
 	touch $@ $(VENV)/installed-decode $(VENV)/installed-multimodal
