@@ -142,6 +142,7 @@ class Batch:
 
         ``settle`` has been called since the last step. Returns whether tensors that steps use have been replaced.
         """
+        self._embed_blocks()  # a sequence that goes on leaves its tokens behind
         state, device = self.state, self.tokens.device
         number = torch.tensor([0 if block is None else block for block in blocks], device=device)
         starting = torch.tensor(entering, device=device)
@@ -186,10 +187,9 @@ class Batch:
         return moved
 
     def settle(self) -> None:
-        """Write the blocks' tokens, with their embeddings and times of acceptance, to where they belong."""
+        """Write the blocks' tokens, with their times of acceptance, to where they belong."""
         self.tokens.scatter_(1, self.block_positions, self.state.tokens)
         self.accepted_at.scatter_(1, self.block_positions - self.prompt_length, self.block_accepted_at)
-        self._embed_blocks()
 
     def _rows_of_blocks(self) -> Tensor:
         """(B, C, K) int64, where the blocks' rows are among all that are embedded."""

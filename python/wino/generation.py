@@ -101,14 +101,14 @@ def _resolve_config(config: GenerationConfig | None, overrides: dict[str, Any]) 
     base = GenerationConfig() if config is None else config
     if not isinstance(base, GenerationConfig):
         raise TypeError(f"generation_config: expected a wino.GenerationConfig, got {type(base).__name__}")
-    settings = {**base.to_dict(), **overrides} if overrides else None
-    unknown = set(overrides) - set(base.to_dict())
-    if unknown:
-        raise TypeError(f"generate: unknown settings {sorted(unknown)}")
-    if settings is None:
+    if not overrides:
         base.validate()
         return base
-    return GenerationConfig(**settings)
+    settings = base.to_dict()
+    unknown = set(overrides) - set(settings)
+    if unknown:
+        raise TypeError(f"generate: unknown settings {sorted(unknown)}")
+    return GenerationConfig(**{**settings, **overrides})
 
 
 def _check_inputs(
@@ -320,25 +320,36 @@ class _Run:
     def _advance(self, finished: list[int]) -> None:
         """Each of the rows ``finished`` goes to its next block that has something to fill, or leaves."""
         self.batch.settle()
-        entering = []
+        entering, leaving = [], []
         for row in finished:
             sequence = self.rows[row]
             assert sequence is not None
             block = None if sequence.stopped else sequence.next_block()
             if block is None:
-                self._publish([row])
-                self._fill_up(sequence)
-                self.rows[row] = None
+                leaving.append(row)
             else:
                 sequence.block, sequence.block_steps = block, 0
                 entering.append(sequence)
+        self._leave(leaving)
         self._compact()
-        if not self.running:
+        is_placed = not entering and None not in self.rows and self.config.cache == "none"
+        if is_placed or not self.running:
             return
         starting = [any(sequence is other for other in entering) for sequence in self.rows]
         if self.batch.enter([None if sequence is None else sequence.block for sequence in self.rows], starting):
             self.runner.forget()
         self.decoder.start_blocks(self.batch.state, torch.tensor(starting, device=self.sequences.device))
+
+    def _leave(self, rows: list[int]) -> None:
+        """Their sequences are done."""
+        if not rows:
+            return
+        self._publish(rows)
+        for row in rows:
+            sequence = self.rows[row]
+            assert sequence is not None
+            self._fill_up(sequence)
+            self.rows[row] = None
 
     def _compact(self) -> None:
         """Finished sequences leave the batch: at once, or when they are half of it if another shape is expensive."""
