@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -13,6 +12,7 @@
 #include "cpu/select.h"
 #include "cpu/threads.h"
 #include "exchange.h"
+#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -187,32 +187,6 @@ LinearArgs linear_args(const Linear& linear) {
   return {at<const void>(weight), at<const void>(bias), N, K, stride};
 }
 
-// Memory for one call. What is small is kept between the calls of a thread: given back to the system it would have to
-// be cleared, page by page, at the next call.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) {
-    thread_local std::unique_ptr<char[]> kept;
-    thread_local int64_t size = 0;
-    if (bytes > kMostKept) {
-      own_.reset(new char[bytes + kAlignment]);
-    } else if (size < bytes) {
-      size = 0;
-      kept.reset();
-      kept.reset(new char[bytes + kAlignment]);
-      size = bytes;
-    }
-    const Address address = reinterpret_cast<Address>(own_ != nullptr ? own_.get() : kept.get());
-    begin_ = at<void>((address + kAlignment - 1) / kAlignment * kAlignment);
-  }
-  void* begin() const { return begin_; }
-
- private:
-  static constexpr int64_t kAlignment = 64, kMostKept = 64 << 20;
-  std::unique_ptr<char[]> own_;
-  void* begin_;
-};
-
 void linear_score_tokens(int dtype, int round_to, int64_t rows, int64_t row_stride, Address hidden, const Linear& head,
                          Address candidate_ids, Address temperature, int64_t temperature_stride, Address seed,
                          Address token_ids, Address confidence, int threads) {
@@ -257,6 +231,9 @@ void shadow_attention(int dtype, int64_t B, int64_t heads, int64_t key_heads, in
   args.visible = at<const bool>(visible);
   args.scale = scale;
   args.out = at<void>(out);
+  args.out_strides[0] = heads * Lq * head_dim;
+  args.out_strides[1] = Lq * head_dim;
+  args.out_strides[2] = head_dim;
   args.threads = threads;
   const Kernels& chosen = kernels();
   chosen.shadow_attention(args, Scratch(chosen.shadow_attention_bytes(args)).begin());
@@ -328,6 +305,12 @@ void shadow_trunk(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim, 
                   int64_t table_batch_stride, int64_t table_row_stride, Address rows, int64_t R, int64_t num_shadow,
                   Address block_start, Address visible, Address norm, float eps, bool full_precision, Address out,
                   int threads) {
+  for (int64_t i = 0; i < B * R; ++i) {
+    const int64_t row = at<const int64_t>(rows)[i];
+    if (row >= 0 && row < L) continue;
+    const std::string range = "[0, " + std::to_string(L) + ")";
+    throw std::invalid_argument("shadow_trunk: rows must be in " + range + ", got " + std::to_string(row));
+  }
   std::vector<LayerArgs> each;
   each.reserve(layers.size());
   for (const auto& [norm_weight, inner_norm_weight, linears] : layers) {
@@ -358,6 +341,7 @@ void shadow_trunk(int dtype, int64_t B, int64_t L, int64_t D, int64_t head_dim, 
                        eps,
                        full_precision,
                        at<void>(out),
+                       nullptr,
                        threads};
   const Kernels& chosen = kernels();
   chosen.shadow_trunk(args, Scratch(chosen.shadow_trunk_bytes(args)).begin());
@@ -387,6 +371,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("accept_remask", &wino::cpu::accept_remask, release_gil());
   m.def("use_exchange_of", &wino::use_exchange_of);
   m.def("accept_remask_dense", &wino::accept_remask_dense);
+  m.def("shadow_trunk_ordinary", &wino::shadow_trunk_ordinary);
+  m.def("packed_trunk_bytes", &wino::packed_trunk_bytes);
+  m.def("pack_trunk", &wino::pack_trunk);
   m.def("accept", &wino::cpu::accept, release_gil());
   m.def("wino_step", &wino::cpu::wino_step, release_gil());
   m.def("shadow_attention", &wino::cpu::shadow_attention, release_gil());

@@ -15,7 +15,7 @@ struct Version {
 
 enum DeviceType : int32_t { kCpu = 1 };
 
-enum DataTypeCode : uint8_t { kInt = 0, kFloat = 2, kBool = 6 };
+enum DataTypeCode : uint8_t { kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
 
 struct Device {
   int32_t type, id;

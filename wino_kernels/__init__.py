@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wino_kernels import ops as _ops
 from wino_kernels._version import __version__ as __version__
-from wino_kernels.backends import BackendUnavailableError, use_backend
+from wino_kernels.backends import BackendUnavailableError, has_kernel, implementation, use_backend
 from wino_kernels.random import row_seeds, seeds_of_rows, splitmix64
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "linear_score_tokens",
     "norm_qkv_rope",
     "out_norm_swiglu",
+    "pack_trunk",
     "row_seeds",
     "score_tokens",
     "shadow_attention",
@@ -450,6 +451,7 @@ def shadow_trunk(
     key_padding_mask: Tensor | None = None,
     norm_weight: Tensor | None = None,
     full_precision: bool = True,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """All layers of a LLaMA-style trunk over real tokens followed by the shadow block, and the final norm (SPEC 2).
 
@@ -470,6 +472,8 @@ def shadow_trunk(
         key_padding_mask: ``(B, L)`` bool, True where a row may be attended; None: everywhere.
         norm_weight: ``(D,)``, of a norm over what leaves; None: there is none.
         full_precision: rotate in float32; else in the dtype of ``x``.
+        packed: :func:`pack_trunk` of these weights, which must not have changed since; None: they are packed in the
+            call where that is needed.
 
     Returns:
         ``(B, R, D)``, dense.
@@ -493,7 +497,26 @@ def shadow_trunk(
         key_padding_mask=key_padding_mask,
         norm_weight=norm_weight,
         full_precision=full_precision,
+        packed=packed,
     )
+
+
+def pack_trunk(weights: Sequence[Tensor]) -> Tensor | None:
+    """The weights of :func:`shadow_trunk`, in the order in which the kernel that serves it now reads them.
+
+    Worth it for several calls with the same weights: with one short sequence, packing is a sixth of a call.
+
+    Args:
+        weights: as for :func:`shadow_trunk`.
+
+    Returns:
+        ``(bytes,)`` uint8, about as large as the weights; None where no kernel takes packed weights.
+    """
+    if not weights or not all(isinstance(weight, Tensor) for weight in weights):
+        raise TypeError("pack_trunk: weights must be tensors, nine for each layer")
+    which = "shadow_trunk", weights[0].device.type
+    pack = getattr(implementation(*which), "pack", None) if has_kernel(*which) else None
+    return None if pack is None else pack(weights)
 
 
 def _refuse_gradients(op: str, *tensors: Tensor | None) -> None:

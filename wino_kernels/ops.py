@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from wino_kernels.backends import implementation
+from wino_kernels.backends import has_kernel, implementation
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FLOAT_DTYPES = (*LOGITS_DTYPES, torch.float64)
 _INT64 = (torch.int64,)
 _INT32 = (torch.int32,)
+_UINT8 = (torch.uint8,)
 _BOOL = (torch.bool,)
 _FLOAT32 = (torch.float32,)
 _COUNT_DTYPES = (torch.int32, torch.int64)
@@ -369,6 +370,7 @@ def _check_shadow_trunk(
     key_padding_mask: Tensor | None = None,
     norm_weight: Tensor | None = None,
     full_precision: bool = True,
+    packed: Tensor | None = None,
 ) -> None:
     op = "shadow_trunk"
     number, rest = divmod(len(weights), 9)
@@ -407,6 +409,8 @@ def _check_shadow_trunk(
     _expect(op, "block_start", block_start, _INT64, (batch,), x.device)
     if key_padding_mask is not None:
         _expect(op, "key_padding_mask", key_padding_mask, _BOOL, (batch, length), x.device)
+    if packed is not None:
+        _expect(op, "packed", packed, _UINT8, (packed.numel(),), x.device)
 
 
 def _check_trajectory_loss(
@@ -631,8 +635,16 @@ def _shadow_trunk(
     key_padding_mask: Tensor | None = None,
     norm_weight: Tensor | None = None,
     full_precision: bool = True,
+    packed: Tensor | None = None,
 ) -> Tensor:
     given = x, weights, biases, cos, sin, rows
+    which = "shadow_trunk", x.device.type
+    if_valid = getattr(implementation(*which), "if_valid", None) if has_kernel(*which) else None
+    if if_valid is not None:  # as for accept_remask_
+        out = if_valid(*given, num_shadow, block_start, eps, key_padding_mask, norm_weight, full_precision, packed)
+        if out is not None:
+            return cast(Tensor, out)
+
     _check_shadow_trunk(
         *given,
         num_shadow=num_shadow,
@@ -641,11 +653,12 @@ def _shadow_trunk(
         key_padding_mask=key_padding_mask,
         norm_weight=norm_weight,
         full_precision=full_precision,
+        packed=packed,
     )
-    kernel = implementation("shadow_trunk", x.device.type)
+    kernel = implementation(*which)
     padding = _dense_or_none(key_padding_mask)
     with _given_dtype(x.device):
-        return kernel(*given, num_shadow, _dense(block_start), eps, padding, norm_weight, full_precision)
+        return kernel(*given, num_shadow, _dense(block_start), eps, padding, norm_weight, full_precision, packed)
 
 
 def _trajectory_loss(
@@ -804,7 +817,7 @@ SCHEMAS = (
     + "Tensor? up_bias=None, Tensor? down_bias=None) -> Tensor",
     "shadow_trunk(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor cos, Tensor sin, Tensor rows, *, "
     + "int num_shadow, Tensor block_start, float eps, Tensor? key_padding_mask=None, Tensor? norm_weight=None, "
-    + "bool full_precision=True) -> Tensor",
+    + "bool full_precision=True, Tensor? packed=None) -> Tensor",
     "trajectory_loss(Tensor hidden, Tensor weight, Tensor labels, Tensor target_mask, Tensor candidate_mask, "
     + "Tensor threshold, Tensor threshold_back) -> (Tensor sums, Tensor counts, Tensor statistics)",
     "trajectory_loss_backward(Tensor grad_sums, Tensor hidden, Tensor weight, Tensor labels, Tensor statistics, "

@@ -22,6 +22,8 @@ extern const Kernels kKernels = {score_tokens,
                                  out_norm_swiglu,
                                  shadow_trunk_bytes,
                                  shadow_trunk,
+                                 packed_trunk_bytes,
+                                 pack_trunk,
                                  exponentials,
                                  read_once};
 

@@ -149,10 +149,13 @@ struct AttentionArgs {
   int64_t B, heads, key_heads, Lq, Lk, head_dim, num_shadow;
   const void *query, *key, *value;  // [B, heads, Lq, head_dim], [B, key_heads, Lk, head_dim] twice
   int64_t query_strides[3], key_strides[3], value_strides[3];
+  // [B, Lq] which of the Lk rows each query is, real ones first; nullptr: the last num_shadow are the shadow block.
+  const int64_t* query_rows;
   const int64_t* block_start;  // [B]
   const bool* visible;         // [B, Lk], dense; nullptr: all keys may be attended
   float scale;
-  void* out;  // [B, heads, Lq, head_dim], dense
+  void* out;  // [B, heads, Lq, head_dim]
+  int64_t out_strides[3];
   int threads;
 };
 
@@ -178,7 +181,8 @@ struct TrunkArgs {
   const void* norm;            // (D,): of the rows that leave; nullptr: none
   float eps;
   bool full_precision;
-  void* out;  // [B, R, D], dense
+  void* out;           // [B, R, D], dense
+  const void* packed;  // the weights as pack_trunk leaves them; nullptr: they are packed layer by layer
   int threads;
 };
 
@@ -203,6 +207,9 @@ struct Kernels {
   void (*out_norm_swiglu)(const MlpArgs&, void* scratch);
   int64_t (*shadow_trunk_bytes)(const TrunkArgs&);
   void (*shadow_trunk)(const TrunkArgs&, void* scratch);
+  // Of a trunk's layers alone: D, num_layers, layers, dtype and threads count.
+  int64_t (*packed_trunk_bytes)(const TrunkArgs&);
+  void (*pack_trunk)(const TrunkArgs&, void* packed);
   // For the benchmarks: n exponentials of numbers in L1; one pass over n floats.
   void (*exponentials)(int64_t n, int threads);
   void (*read_once)(const float* data, int64_t n, int threads);

@@ -79,11 +79,15 @@ struct Shared {
 
 template <typename Rounding, typename T>
 WINO_HD void round_logits(float* x, const T* bias, int64_t n) {
-  int64_t i = 0;
-  for (; i + Vec::N <= n; i += Vec::N) {
-    const Vec::F sum = Vec::load(x + i);
-    Vec::store(x + i, Round<Rounding>::all(bias == nullptr ? sum : Vec::add(sum, Vec::load(bias + i))));
-  }
+  int64_t i = for_vectors(n, [&](auto count, int64_t first) {
+    Vec::F logits[count.n];
+    load(x + first, logits);
+    for (int k = 0; k < count.n && bias != nullptr; ++k) {
+      logits[k] = Vec::add(logits[k], Vec::load(bias + first + k * Vec::N));
+    }
+    Round<Rounding>::all(logits);
+    store(logits, x + first);
+  });
   for (; i < n; ++i) x[i] = Round<Rounding>::one(bias == nullptr ? x[i] : x[i] + to_float(bias[i]));
 }
 

@@ -15,17 +15,22 @@ template <int R, typename A>
 void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n, float* sum, int64_t sum_stride,
                    bool adds) {
   constexpr int each = sizeof(uint32_t) / sizeof(A);
+  // All of `total` stays in registers only if no loop is left that indexes it: hence unrolled, before GCC decides.
   Vec::F total[R][2];
+#pragma GCC unroll 14
   for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = Vec::splat(0.0f);
   const float* column = reinterpret_cast<const float*>(panel);
   for (int64_t k = 0; k < n; ++k, column += kPanel, a += each) {
     const Vec::F left = Vec::load(column), right = Vec::load(column + Vec::N);
+#pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
       total[r][0] = multiply_add(a + r * stride, left, total[r][0]);
       total[r][1] = multiply_add(a + r * stride, right, total[r][1]);
     }
   }
+#pragma GCC unroll 14
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       float* to = sum + r * sum_stride + i * Vec::N;
       // Behind the products, not before: the chain of additions stays short, and so does its error.

@@ -56,7 +56,10 @@ WINO_HD int64_t packed_words(int64_t N, int64_t K) {
 
 template <typename T>
 WINO_HD void store_operands(const T* x, int64_t n, T* to) {
-  memcpy(to, x, n * sizeof(T));
+  constexpr int64_t kTogether = 32;  // a call for each would take longer than to copy them
+  int64_t i = 0;
+  for (; i + kTogether <= n; i += kTogether) memcpy(to + i, x + i, kTogether * sizeof(T));
+  if (i < n) memcpy(to + i, x + i, (n - i) * sizeof(T));
 }
 template <typename T>
 WINO_HD void widen(const T* x, int64_t n, float* to) {
@@ -137,6 +140,7 @@ void pack_panel(const T* weight, int64_t stride, int64_t N, int64_t K, int64_t n
 template <typename Function>
 WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
   const int64_t rows = end - begin, runs = (rows + kRegisterRows - 1) / kRegisterRows;
+  if (runs == 1) return f(begin, rows);
   for (int64_t i = 0; i < runs; ++i) {
     const int64_t first = begin + rows * i / runs;
     f(first, begin + rows * (i + 1) / runs - first);

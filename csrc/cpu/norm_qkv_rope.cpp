@@ -22,7 +22,7 @@ template <typename T>
 int64_t NormQkvRope<T>::thread_bytes(const QkvArgs& a) {
   using A = Operand<T>;
   const int64_t normed = aligned(padded<A>(a.D) * static_cast<int64_t>(sizeof(A)));
-  return kTaskRows * (normed + columns_together(a) * static_cast<int64_t>(sizeof(float)));
+  return kTaskRows * normed + kRegisterRows * columns_together(a) * static_cast<int64_t>(sizeof(float));
 }
 
 template <typename T>
@@ -45,19 +45,24 @@ Stage NormQkvRope<T>::rows() const {
 }
 
 template <typename T>
-void NormQkvRope<T>::finish_columns(const Origin* origins, int projection, int64_t n, int64_t columns, int64_t first,
-                                    int64_t count, const float* sums) const {
-  const LinearArgs& linear = args_.linear[projection];
+void NormQkvRope<T>::finish_columns(const Columns& of, const Origin* origins, int64_t count, int64_t row,
+                                    const float* sums) const {
+  // Out of reach of the stores, which for all the compiler knows may change this object.
+  const int64_t stride = together_, N = args_.linear[of.projection].N, d = args_.head_dim, columns = of.count;
+  const T* bias = bias_of<T>(args_.linear[of.projection], of.first);
+  T* out = static_cast<T*>(args_.out[of.projection]) + row * N + of.first;
+  if (of.projection == 2) {
+    for (int64_t i = 0; i < count; ++i)
+      store_layer(Layer<T>{sums + origins[i].row * stride, bias}, columns, out + i * N);
+    return;
+  }
+  const float *cosine = args_.cosine, *sine = args_.sine;
+  const bool full_precision = args_.full_precision;
   for (int64_t i = 0; i < count; ++i) {
-    const Layer<T> projected{sums + origins[i].sums * together_, bias_of<T>(linear, n)};
-    T* out = static_cast<T*>(args_.out[projection]) + (first + i) * linear.N + n;
-    if (projection == 2) {
-      store_layer(projected, columns, out);
-      continue;
-    }
-    const float *cosine = args_.cosine + origins[i].table, *sine = args_.sine + origins[i].table;
-    for (int64_t c = 0; c < columns; c += args_.head_dim) {
-      rotate(projected, c, cosine, sine, args_.head_dim, args_.full_precision, out + c);
+    const Layer<T> projected{sums + origins[i].row * stride, bias};
+    const float *own_cosine = cosine + origins[i].table, *own_sine = sine + origins[i].table;
+    for (int64_t c = 0; c < columns; c += d) {
+      rotate(projected, c, own_cosine, own_sine, d, full_precision, out + i * N + c);
     }
   }
 }
@@ -69,30 +74,40 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
   const Range range = groups_.rows_of(group, task, job.tasks, job.count);
   const int64_t stride = padded<A>(a.D);
   float* sums = reinterpret_cast<float*>(scratch);
-  A* normed = reinterpret_cast<A*>(scratch + kTaskRows * together_ * sizeof(float));
+  A* normed = reinterpret_cast<A*>(scratch + kRegisterRows * together_ * sizeof(float));
   Origin origins[kTaskRows];
+  const T* rows[kTaskRows];
+  float scales[kTaskRows];
   int64_t different = 0;
-  const T* before = nullptr;
   for (int64_t i = 0; i < range.count; ++i) {
     const int64_t r = range.first + i, b = r / job.count, l = job.rows == nullptr ? r % job.count : job.rows[r];
     const T* x = static_cast<const T*>(a.x) + b * a.x_batch_stride + l * a.x_row_stride;
     // In the first layer a run of masked tokens, the shadow block say, is one row many times over: multiplied once.
-    if (before == nullptr || memcmp(before, x, a.D * sizeof(T)) != 0) {
-      rms_norm(x, static_cast<const T*>(a.norm_weight), a.eps, a.D, normed + different * stride);
-      pad_row(normed + different * stride, a.D);
-      ++different;
+    if (different == 0 || memcmp(rows[different - 1], x, a.D * sizeof(T)) != 0) {
+      rows[different] = x;
+      scales[different++] = rms_scale(x, a.eps, a.D);
     }
-    before = x;
     origins[i] = {different - 1, b * a.table_batch_stride + l * a.table_row_stride};
+  }
+  for (int64_t i = 0; i < different; ++i) {
+    scale_row(rows[i], scales[i], static_cast<const T*>(a.norm_weight), a.D, normed + i * stride);
+    pad_row(normed + i * stride, a.D);
   }
   for (int projection = job.first; projection < job.last; ++projection) {
     const int64_t N = a.linear[projection].N;
     for (int64_t n = 0; n < N; n += together_) {
-      const int64_t columns = N - n < together_ ? N - n : together_;
-      for (int64_t c = 0; c < columns; c += kPanel) {
-        multiply_panel(normed, different, stride, weights_.panel(projection, n + c), a.D, sums + c, together_);
-      }
-      finish_columns(origins, projection, n, columns, range.first, range.count, sums);
+      const Columns columns{projection, n, N - n < together_ ? N - n : together_};
+      int64_t done = 0;
+      for_each_run(0, different, [&](int64_t first, int64_t number) {
+        for (int64_t c = 0; c < columns.count; c += kPanel) {
+          const uint32_t* panel = weights_.panel(projection, n + c);
+          multiply_panel(normed + first * stride, number, stride, panel, a.D, sums + c, together_);
+        }
+        int64_t end = done;
+        while (end < range.count && origins[end].row < first + number) ++end;
+        finish_columns(columns, origins + done, end - done, range.first + done, sums - first * together_);
+        done = end;
+      });
     }
   }
 }

@@ -26,14 +26,18 @@ class NormQkvRope {
     int64_t tasks;        // of each group
   };
 
-  // Where a row's sums are, and where its rotary table begins.
+  // Which of the different rows a row is, and where its rotary table begins.
   struct Origin {
-    int64_t sums, table;
+    int64_t row, table;
   };
 
   void project_rows(const Job& job, int64_t group, int64_t task, char* scratch) const;
-  void finish_columns(const Origin* origins, int projection, int64_t n, int64_t columns, int64_t first, int64_t count,
-                      const float* sums) const;
+  struct Columns {
+    int projection;
+    int64_t first, count;
+  };
+
+  void finish_columns(const Columns& of, const Origin* origins, int64_t count, int64_t row, const float* sums) const;
 
   QkvArgs args_;
   Groups groups_;

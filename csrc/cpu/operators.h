@@ -27,6 +27,8 @@ int64_t out_norm_swiglu_bytes(const MlpArgs& args);
 void out_norm_swiglu(const MlpArgs& args, void* scratch);
 int64_t shadow_trunk_bytes(const TrunkArgs& args);
 void shadow_trunk(const TrunkArgs& args, void* scratch);
+int64_t packed_trunk_bytes(const TrunkArgs& args);
+void pack_trunk(const TrunkArgs& args, void* packed);
 void exponentials(int64_t n, int threads);
 void read_once(const float* data, int64_t n, int threads);
 

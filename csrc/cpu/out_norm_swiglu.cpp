@@ -24,7 +24,7 @@ struct Buffers {
     in_bytes = aligned(kTaskRows * in_stride * static_cast<int64_t>(sizeof(A)));
     residual_bytes = aligned(kTaskRows * a.D * static_cast<int64_t>(sizeof(T)));
     middle_bytes = aligned(kTaskRows * middle_stride * static_cast<int64_t>(sizeof(A)));
-    sums_bytes = aligned(2 * kTaskRows * kPanel * static_cast<int64_t>(sizeof(float)));
+    sums_bytes = aligned(2 * kRegisterRows * kPanel * static_cast<int64_t>(sizeof(float)));
   }
   int64_t total() const { return in_bytes + residual_bytes + middle_bytes + sums_bytes; }
 };
@@ -65,50 +65,50 @@ void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch
   A* middle = reinterpret_cast<A*>(scratch + size.in_bytes + size.residual_bytes);
   float* sums = reinterpret_cast<float*>(scratch + size.in_bytes + size.residual_bytes + size.middle_bytes);
   const Range range = groups_.rows_of(group, task, tasks_, a.L);
-  const int64_t first = range.first, count = range.count, inner = a.linear[kDown].K;
+  const int64_t first = range.first, count = range.count, inner = a.linear[kDown].K, D = a.D;
 
-  // sums[.][stride] of columns n ... n + kPanel of a layer.
-  const auto multiply = [&](Linear which, const A* from, int64_t stride, int64_t n, float* to) {
-    multiply_panel(from, count, stride, weights_.panel(which, n), a.linear[which].K, to, kPanel);
+  // The sums of a run of rows in columns n ... n + kPanel of a layer; what becomes of them follows at once, while the
+  // products of the next run begin.
+  const auto multiply = [&](Linear which, const A* from, int64_t stride, int64_t n, Range run, float* to) {
+    const uint32_t* panel = weights_.panel(which, n);
+    multiply_panel(from + run.first * stride, run.count, stride, panel, a.linear[which].K, to, kPanel);
   };
-  const auto layer = [&](Linear which, const float* of, int64_t i, int64_t n) {
-    return Layer<T>{of + i * kPanel, bias_of<T>(a.linear[which], n)};
+  const auto for_each_run_of_columns = [&](int64_t N, const auto& f) {
+    for (int64_t n = 0; n < N; n += kPanel) {
+      for_each_run(0, count, [&](int64_t begin, int64_t number) { f(n, Range{begin, number}); });
+    }
   };
-  const auto width = [](int64_t N, int64_t n) { return N - n < kPanel ? N - n : static_cast<int64_t>(kPanel); };
-
-  const T* x[kTaskRows];
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = first + i, among = a.x_rows == nullptr ? row % a.L : a.x_rows[row];
-    x[i] = static_cast<const T*>(a.x) + row / a.L * a.x_batch_stride + among * a.x_row_stride;
+    const T* x = static_cast<const T*>(a.x) + row / a.L * a.x_batch_stride + among * a.x_row_stride;
+    store_operands(x, D, residual + i * D);
     gather_heads<T>(a, row, in + i * size.in_stride);
   }
-  for (int64_t n = 0; n < a.D; n += kPanel) {
-    multiply(kOut, in, size.in_stride, n, sums);
-    for (int64_t i = 0; i < count; ++i) {
-      add_residual(x[i] + n, layer(kOut, sums, i, n), width(a.D, n), residual + i * a.D + n);
-    }
-  }
+  for_each_run_of_columns(a.D, [&](int64_t n, Range run) {
+    multiply(kOut, in, size.in_stride, n, run, sums);
+    T* both = residual + run.first * D + n;
+    add_residual(both, LayerPanel<T>(sums, a.linear[kOut], n), run.count, D, both);
+  });
+  float scales[kTaskRows];
+  for (int64_t i = 0; i < count; ++i) scales[i] = rms_scale(residual + i * a.D, a.eps, a.D);
   for (int64_t i = 0; i < count; ++i) {
-    rms_norm(residual + i * a.D, static_cast<const T*>(a.norm_weight), a.eps, a.D, in + i * size.in_stride);
-    pad_row(in + i * size.in_stride, a.D);
+    A* to = in + i * size.in_stride;
+    scale_row(residual + i * a.D, scales[i], static_cast<const T*>(a.norm_weight), a.D, to);
+    pad_row(to, a.D);
   }
-  float* up = sums + kTaskRows * kPanel;
-  for (int64_t n = 0; n < inner; n += kPanel) {
-    multiply(kGate, in, size.in_stride, n, sums);
-    multiply(kUp, in, size.in_stride, n, up);
-    for (int64_t i = 0; i < count; ++i) {
-      A* to = middle + i * size.middle_stride + n;
-      swiglu(layer(kGate, sums, i, n), layer(kUp, up, i, n), width(inner, n), to);
-    }
-  }
+  float* up = sums + kRegisterRows * kPanel;
+  for_each_run_of_columns(inner, [&](int64_t n, Range run) {
+    multiply(kGate, in, size.in_stride, n, run, sums);
+    multiply(kUp, in, size.in_stride, n, run, up);
+    const LayerPanel<T> gate_panel(sums, a.linear[kGate], n), up_panel(up, a.linear[kUp], n);
+    swiglu(gate_panel, up_panel, run.count, middle + run.first * size.middle_stride + n, size.middle_stride);
+  });
   for (int64_t i = 0; i < count; ++i) pad_row(middle + i * size.middle_stride, inner);
-  for (int64_t n = 0; n < a.D; n += kPanel) {
-    multiply(kDown, middle, size.middle_stride, n, sums);
-    for (int64_t i = 0; i < count; ++i) {
-      T* out = static_cast<T*>(a.out) + (first + i) * a.D + n;
-      add_residual(residual + i * a.D + n, layer(kDown, sums, i, n), width(a.D, n), out);
-    }
-  }
+  for_each_run_of_columns(a.D, [&](int64_t n, Range run) {
+    multiply(kDown, middle, size.middle_stride, n, run, sums);
+    T* to = static_cast<T*>(a.out) + (first + run.first) * D + n;
+    add_residual(residual + run.first * D + n, LayerPanel<T>(sums, a.linear[kDown], n), run.count, D, to);
+  });
 }
 
 template class OutNormSwiglu<float>;

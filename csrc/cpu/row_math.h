@@ -11,17 +11,30 @@ struct Round;
 template <>
 struct Round<float> {
   WINO_MEMBER static float one(float x) { return x; }
-  WINO_MEMBER static Vec::F all(Vec::F x) { return x; }
-  WINO_MEMBER static void store(float* to, Vec::F x) { Vec::store(to, x); }
+  template <int W>
+  WINO_MEMBER static void all(Vec::F (&)[W]) {}
+  template <int W>
+  WINO_MEMBER static void store(const Vec::F (&x)[W], float* to) {
+    WINO_ISA::store(x, to);
+  }
   WINO_MEMBER static void store_one(float* to, float x) { *to = x; }
 };
 
 template <>
 struct Round<BFloat16> {
   WINO_MEMBER static float one(float x) { return rounded<BFloat16>(x); }
-  WINO_MEMBER static Vec::F all(Vec::F x) { return Vec::round_bfloat16(x); }
-  WINO_MEMBER static void store(BFloat16* to, Vec::F x) { Vec::store_bfloat16(to, x); }
-  WINO_MEMBER static void store(float* to, Vec::F x) { Vec::store(to, all(x)); }  // an operand of a product
+  template <int W>
+  WINO_MEMBER static void all(Vec::F (&x)[W]) {
+    round_bfloat16(x);
+  }
+  template <int W>
+  WINO_MEMBER static void store(const Vec::F (&x)[W], BFloat16* to) {
+    WINO_ISA::store(x, to);
+  }
+  template <int W>
+  WINO_MEMBER static void store(const Vec::F (&x)[W], float* to) {  // an operand of a product
+    for (int k = 0; k < W; ++k) Vec::store(to + k * Vec::N, Vec::round_bfloat16(x[k]));
+  }
   template <typename A>
   WINO_MEMBER static void store_one(A* to, float x) {
     from_float(one(x), to);
@@ -31,19 +44,28 @@ struct Round<BFloat16> {
 template <>
 struct Round<Float16> {
   WINO_MEMBER static float one(float x) { return rounded<Float16>(x); }
-  WINO_MEMBER static Vec::F all(Vec::F x) { return Vec::round_float16(x); }
-  WINO_MEMBER static void store(Float16* to, Vec::F x) { Vec::store_float16(to, x); }
+  template <int W>
+  WINO_MEMBER static void all(Vec::F (&x)[W]) {
+    for (Vec::F& each : x) each = Vec::round_float16(each);
+  }
+  template <int W>
+  WINO_MEMBER static void store(const Vec::F (&x)[W], Float16* to) {
+    WINO_ISA::store(x, to);
+  }
 };
 
-// What a linear layer returns for a row: sum + bias, rounded. bias may be nullptr.
+// Some columns of a row, or what a linear layer returns for them: sum + bias, rounded. bias may be nullptr.
 template <typename T>
 struct Layer {
   const float* sum;
   const T* bias;
 
-  WINO_MEMBER Vec::F all(int64_t i) const {
-    const Vec::F x = Vec::load(sum + i);
-    return Round<T>::all(bias == nullptr ? x : Vec::add(x, Vec::load(bias + i)));
+  // Vectors from columns i, i + apart, ... on.
+  template <int W>
+  WINO_MEMBER void load_apart(int64_t i, int64_t apart, Vec::F (&x)[W]) const {
+    for (int k = 0; k < W; ++k) x[k] = Vec::load(sum + i + k * apart);
+    for (int k = 0; k < W && bias != nullptr; ++k) x[k] = Vec::add(x[k], Vec::load(bias + i + k * apart));
+    Round<T>::all(x);
   }
   WINO_MEMBER float one(int64_t i) const {
     return Round<T>::one(bias == nullptr ? sum[i] : sum[i] + to_float(bias[i]));
@@ -70,48 +92,131 @@ WINO_HD float sum_of_squares(const T* x, int64_t n) {
   return sum;
 }
 
-// Root-mean-square norm of x (n,), computed in float32 and rounded before the weight is applied. to may be x.
+// What a row x (n,) is multiplied by to have a mean square of one.
+template <typename T>
+WINO_HD float rms_scale(const T* x, float eps, int64_t n) {
+  return 1.0f / sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
+}
+
+// x times its scale, rounded before the weight is applied. to may be x.
 template <typename T, typename A>
-WINO_HD void rms_norm(const T* x, const T* weight, float eps, int64_t n, A* to) {
-  const float scale = 1.0f / sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
-  const Vec::F scales = Vec::splat(scale);
-  int64_t i = 0;
-  for (; i + Vec::N <= n; i += Vec::N) {
-    const Vec::F normed = Round<T>::all(Vec::mul(Vec::load(x + i), scales));
-    Round<T>::store(to + i, Vec::mul(Vec::load(weight + i), normed));
-  }
+WINO_HD void scale_row(const T* x, float scale, const T* weight, int64_t n, A* to) {
+  int64_t i = for_vectors(n, [&](auto count, int64_t first) {
+    Vec::F normed[count.n], weights[count.n];
+    load(x + first, normed);
+    load(weight + first, weights);
+    for (Vec::F& each : normed) each = Vec::mul(each, Vec::splat(scale));
+    Round<T>::all(normed);
+    for (int k = 0; k < count.n; ++k) normed[k] = Vec::mul(weights[k], normed[k]);
+    Round<T>::store(normed, to + first);
+  });
   for (; i < n; ++i) Round<T>::store_one(to + i, to_float(weight[i]) * Round<T>::one(to_float(x[i]) * scale));
 }
 
 template <typename T>
 WINO_HD void store_layer(const Layer<T>& y, int64_t n, T* to) {
-  int64_t i = 0;
-  for (; i + Vec::N <= n; i += Vec::N) Round<T>::store(to + i, y.all(i));
+  int64_t i = for_vectors(n, [&](auto count, int64_t first) {
+    Vec::F own[count.n];
+    y.load_apart(first, Vec::N, own);
+    Round<T>::store(own, to + first);
+  });
   for (; i < n; ++i) Round<T>::store_one(to + i, y.one(i));
 }
 
-// x + y.
+// A panel's columns of a row, of which the first `width` are there.
 template <typename T>
-WINO_HD void add_residual(const T* x, const Layer<T>& y, int64_t n, T* to) {
-  int64_t i = 0;
-  for (; i + Vec::N <= n; i += Vec::N) Round<T>::store(to + i, Vec::add(Vec::load(x + i), y.all(i)));
-  for (; i < n; ++i) Round<T>::store_one(to + i, to_float(x[i]) + y.one(i));
+WINO_HD void load_columns(const T* from, int64_t width, Vec::F (&x)[2]) {
+  if (width == kPanel) return load(from, x);
+  T all[kPanel] = {};
+  memcpy(all, from, width * sizeof(T));
+  load(all, x);
+}
+template <typename T, typename A>
+WINO_HD void store_columns(const Vec::F (&x)[2], int64_t width, A* to) {
+  if (width == kPanel) return Round<T>::store(x, to);
+  A all[kPanel];
+  Round<T>::store(x, all);
+  memcpy(to, all, width * sizeof(A));
 }
 
-// silu(gate) * up.
-template <typename T, typename A>
-WINO_HD void swiglu(const Layer<T>& gate, const Layer<T>& up, int64_t n, A* to) {
-  const auto silu = [](Vec::F g) {
-    const Vec::F shrunk = power_of_two(Vec::min(Vec::mul(g, Vec::splat(-kLog2OfE)), Vec::splat(120.0f)));
-    return Round<T>::all(Vec::mul(g, Vec::reciprocal(Vec::add(Vec::splat(1.0f), shrunk))));
-  };
-  int64_t i = 0;
-  for (; i + Vec::N <= n; i += Vec::N) Round<T>::store(to + i, Vec::mul(silu(gate.all(i)), up.all(i)));
-  for (; i < n; ++i) {
-    float gated[Vec::N];
-    Vec::store(gated, silu(Vec::splat(gate.one(i))));
-    Round<T>::store_one(to + i, gated[0] * up.one(i));
+// What a linear layer returns for a run of rows in the columns n ... n + width of a panel.
+template <typename T>
+struct LayerPanel {
+  const float* sums;  // [rows][kPanel]
+  int64_t width;
+  Vec::F bias[2];
+  bool has_bias;
+
+  LayerPanel(const float* sums, const LinearArgs& linear, int64_t n)
+      : sums(sums), width(linear.N - n < kPanel ? linear.N - n : kPanel), has_bias(linear.bias != nullptr) {
+    if (has_bias) load_columns(static_cast<const T*>(linear.bias) + n, width, bias);
   }
+
+  // Of the rows from `row` on.
+  template <int R>
+  WINO_MEMBER void load_rows(int64_t row, Vec::F (&x)[2 * R]) const {
+    load(sums + row * kPanel, x);
+    for (int k = 0; k < 2 * R && has_bias; ++k) x[k] = Vec::add(x[k], bias[k % 2]);
+    Round<T>::all(x);
+  }
+};
+
+// Rows `stride` apart of x + y; to may be x.
+template <typename T>
+WINO_HD void add_residual(const T* x, const LayerPanel<T>& y, int64_t rows, int64_t stride, T* to) {
+  for (int64_t row = 0; row < rows; ++row, x += stride, to += stride) {
+    Vec::F own[2], added[2];
+    load_columns(x, y.width, own);
+    y.template load_rows<1>(row, added);
+    for (int k = 0; k < 2; ++k) own[k] = Vec::add(own[k], added[k]);
+    store_columns<T>(own, y.width, to);
+  }
+}
+
+template <int W>
+WINO_HD void silu(Vec::F (&x)[W]) {
+  Vec::F shrunk[W];
+  for (int k = 0; k < W; ++k) shrunk[k] = Vec::mul(x[k], Vec::splat(-kLog2OfE));
+  for (int k = 0; k < W; ++k) shrunk[k] = Vec::min(shrunk[k], Vec::splat(120.0f));
+  power_of_two(shrunk);
+  for (int k = 0; k < W; ++k) shrunk[k] = Vec::add(Vec::splat(1.0f), shrunk[k]);
+  for (int k = 0; k < W; ++k) shrunk[k] = Vec::reciprocal(shrunk[k]);
+  for (int k = 0; k < W; ++k) x[k] = Vec::mul(x[k], shrunk[k]);
+}
+
+// Rows `stride` apart of silu(gate) * up.
+template <typename T, typename A>
+WINO_HD void swiglu(const LayerPanel<T>& gate, const LayerPanel<T>& up, int64_t rows, A* to, int64_t stride) {
+  in_twos<1>(rows, [&](auto count, int64_t row) __attribute__((always_inline)) {
+    Vec::F gated[2 * count.n], factor[2 * count.n];
+    gate.template load_rows<count.n>(row, gated);
+    silu(gated);
+    Round<T>::all(gated);
+    up.template load_rows<count.n>(row, factor);
+    for (int k = 0; k < 2 * count.n; ++k) gated[k] = Vec::mul(gated[k], factor[k]);
+    for (int r = 0; r < count.n; ++r) {
+      const Vec::F own[2] = {gated[2 * r], gated[2 * r + 1]};
+      store_columns<T>(own, gate.width, to + (row + r) * stride);
+    }
+  });
+}
+
+// Number i of a head's first half and of its second, rotated by the angles of both.
+template <typename T>
+WINO_HD void rotate_pairs(Vec::F left, Vec::F right, Vec::F (&cosine)[2], Vec::F (&sine)[2], bool full_precision,
+                          Vec::F (&turned)[2]) {
+  if (!full_precision) {
+    Round<T>::all(cosine);
+    Round<T>::all(sine);
+  }
+  Vec::F straight[2] = {Vec::mul(left, cosine[0]), Vec::mul(right, cosine[1])};
+  Vec::F across[2] = {Vec::mul(right, sine[0]), Vec::mul(left, sine[1])};
+  if (!full_precision) {
+    Round<T>::all(straight);
+    Round<T>::all(across);
+  }
+  turned[0] = Vec::sub(straight[0], across[0]);
+  turned[1] = Vec::add(straight[1], across[1]);
 }
 
 // Rotary embedding of the head at x[first ... first + d].
@@ -122,14 +227,14 @@ WINO_HD void rotate(const Layer<T>& x, int64_t first, const float* cosine, const
   const int64_t half = d / 2;
   int64_t i = 0;
   for (; i + Vec::N <= half; i += Vec::N) {
-    const Vec::F own[2] = {x.all(first + i), x.all(first + half + i)};
-    const Vec::F turned[2] = {Vec::sub(Vec::splat(0.0f), own[1]), own[0]};
+    Vec::F own[2], turned[2], c[2] = {Vec::load(cosine + i), Vec::load(cosine + half + i)};
+    Vec::F s[2] = {Vec::load(sine + i), Vec::load(sine + half + i)};
+    x.load_apart(first + i, half, own);
+    rotate_pairs<T>(own[0], own[1], c, s, full_precision, turned);
+    if (half == Vec::N) return R::store(turned, to);
     for (int k = 0; k < 2; ++k) {
-      const Vec::F c = Vec::load(cosine + k * half + i), s = Vec::load(sine + k * half + i);
-      const Vec::F sum = full_precision
-                             ? Vec::add(Vec::mul(own[k], c), Vec::mul(turned[k], s))
-                             : Vec::add(R::all(Vec::mul(own[k], R::all(c))), R::all(Vec::mul(turned[k], R::all(s))));
-      R::store(to + k * half + i, sum);
+      const Vec::F each[1] = {turned[k]};
+      R::store(each, to + k * half + i);
     }
   }
   for (; i < half; ++i) {

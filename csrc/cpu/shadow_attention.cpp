@@ -42,6 +42,13 @@ struct Buffers {
   }
 };
 
+WINO_HD int64_t up_to_vector(int64_t n) { return (n + Vec::N - 1) / Vec::N * Vec::N; }
+
+// Whether numbers are multiplied as they are.
+WINO_HD bool is_operand(const float*) { return true; }
+WINO_HD bool is_operand(const Float16*) { return false; }
+WINO_HD bool is_operand(const BFloat16*) { return sizeof(Operand<BFloat16>) == sizeof(BFloat16); }
+
 // Keys from the first that may be attended on, of one head.
 template <typename T>
 struct Head {
@@ -121,28 +128,46 @@ void pack_head(const AttentionArgs& a, const Head<T>& head, const Buffers<T>& to
     to.hidden[k] = head.visible[k] ? INFINITY : -INFINITY;
 }
 
-WINO_HD void store_weight(float* to, Vec::F weight) { Vec::store(to, weight); }
-WINO_HD void store_weight(BFloat16* to, Vec::F weight) { Vec::store_bfloat16(to, weight); }
+// A vector's limits: those of `edge` from N - n on let its first n lanes through, those of `one` from N - 1 - i on all
+// but lane i.
+struct Limits {
+  float edge[2 * Vec::N], one[2 * Vec::N];
 
-// The weights exp(scale x - largest) of n scores as operands, zero for key `own` and behind the last. Returns their
-// sum; 0: no key is seen.
-template <typename T>
-float softmax_row(float* x, int64_t n, float scale, const float* hidden, int64_t own, Operand<T>* weights) {
-  const int64_t end = (n + Vec::N - 1) / Vec::N * Vec::N;
-  if (hidden != nullptr || !(scale > 0.0f)) {
-    for (int64_t k = 0; k < end; k += Vec::N) {
-      const Vec::F score = Vec::mul(Vec::load(x + k), Vec::splat(scale));
-      Vec::store(x + k, hidden == nullptr ? score : Vec::min(score, Vec::load(hidden + k)));
+  constexpr Limits() : edge{}, one{} {
+    for (int i = 0; i < 2 * Vec::N; ++i) {
+      edge[i] = i < Vec::N ? INFINITY : -INFINITY;
+      one[i] = i == Vec::N - 1 ? -INFINITY : INFINITY;
     }
-    scale = 1.0f;
   }
-  const bool sees_all = own < 0 || own >= n;
-  if (!sees_all) x[own] = -INFINITY;
-  for (int64_t k = n; k < end; ++k) x[k] = -INFINITY;
+};
+constexpr Limits kLimits;
 
-  Vec::F most = Vec::splat(-INFINITY);
-  for (int64_t k = 0; k < end; k += Vec::N) most = Vec::max(Vec::load(x + k), most);  // NaN is passed over here
-  const float largest = Vec::largest(most);
+WINO_HD void limit(float* x, const float* most) { Vec::store(x, Vec::min(Vec::load(x), Vec::load(most))); }
+
+WINO_HD void scale_and_hide(float* x, int64_t n, float scale, const float* hidden) {
+  for (int64_t k = 0; k < n; k += Vec::N) {
+    const Vec::F score = Vec::mul(Vec::load(x + k), Vec::splat(scale));
+    Vec::store(x + k, hidden == nullptr ? score : Vec::min(score, Vec::load(hidden + k)));
+  }
+}
+
+// Hides key `own`, if it is one, and what is behind the last of n scores; returns the largest that is left. A NaN
+// counts for nothing here or becomes inf: in both cases the sum of weights is NaN.
+WINO_HD float hide_and_find_largest(float* x, int64_t n, int64_t own) {
+  if (own >= 0) limit(x + own / Vec::N * Vec::N, kLimits.one + Vec::N - 1 - own % Vec::N);
+  if (n % Vec::N != 0) limit(x + n / Vec::N * Vec::N, kLimits.edge + Vec::N - n % Vec::N);
+  Vec::F most[2] = {Vec::splat(-INFINITY), Vec::splat(-INFINITY)};
+  int64_t k = 0;
+  for (; k + Vec::N < n; k += 2 * Vec::N) {
+    for (int i = 0; i < 2; ++i) most[i] = Vec::max(Vec::load(x + k + i * Vec::N), most[i]);
+  }
+  if (k < n) most[0] = Vec::max(Vec::load(x + k), most[0]);
+  return Vec::largest(Vec::max(most[0], most[1]));
+}
+
+// The weights exp(scale (x - largest)) of n scores as operands. Returns their sum; 0: no key is seen.
+template <typename T>
+float softmax_row(const float* x, int64_t n, float scale, float largest, Operand<T>* weights) {
   if (largest == -INFINITY) {
     for (int64_t k = 0; k < n; ++k) {
       if (x[k] != x[k]) return NAN;
@@ -151,49 +176,89 @@ float softmax_row(float* x, int64_t n, float scale, const float* hidden, int64_t
   }
   Vec::F total = Vec::splat(0.0f);
   const Vec::F factor = Vec::splat(scale * kLog2OfE), shift = Vec::splat(largest);
-  for (int64_t k = 0; k < end; k += Vec::N) {
-    const Vec::F weight = power_of_two(Vec::mul(Vec::sub(Vec::load(x + k), shift), factor));
-    total = Vec::add(total, weight);
-    store_weight(weights + k, weight);
-  }
-  // Where a score is -inf, 2^-126 stands: nothing beside the largest weight, but a product with it is not zero.
-  if (!sees_all) from_float(0.0f, weights + own);
-  for (int64_t k = n; k < end; ++k) from_float(0.0f, weights + k);
+  for_vectors(up_to_vector(n), [&](auto count, int64_t k) {
+    Vec::F weight[count.n];
+    load(x + k, weight);
+    for (Vec::F& each : weight) each = Vec::mul(Vec::sub(each, shift), factor);
+    power_of_two(weight);
+    for (Vec::F& each : weight) total = Vec::add(total, each);
+    store(weight, weights + k);
+  });
   return Vec::sum(total);
+}
+
+// How many of a sequence's queries are real, which are its first.
+WINO_HD int64_t real_queries(const AttentionArgs& a, int64_t b) {
+  if (a.query_rows == nullptr) return a.Lq - a.num_shadow;
+  int64_t number = 0;
+  while (number < a.Lq && a.query_rows[b * a.Lq + number] < a.Lk - a.num_shadow) ++number;
+  return number;
+}
+
+// Which of the shadow queries query i is.
+WINO_HD int64_t shadow_query(const AttentionArgs& a, int64_t b, int64_t i) {
+  if (a.query_rows == nullptr) return i - (a.Lq - a.num_shadow);
+  return a.query_rows[b * a.Lq + i] - (a.Lk - a.num_shadow);
 }
 
 // Queries first ... first + rows of query head h, all of them real or all of them shadow queries.
 template <typename T>
 void attend_rows(const AttentionArgs& a, const Head<T>& head, const Buffers<T>& in, int64_t b, int64_t h, int64_t first,
-                 int64_t rows) {
+                 int64_t rows, bool is_shadow) {
   using A = Operand<T>;
   const int64_t d = a.head_dim, q_stride = padded<A>(d), w_stride = up_to_panel(a.Lk), s_stride = up_to_panel(d);
-  const int64_t shadow = first - (a.Lq - a.num_shadow), keys = shadow < 0 ? head.real : head.count;
-  T* out = static_cast<T*>(a.out) + ((b * a.heads + h) * a.Lq + first) * d;
+  const int64_t keys = is_shadow ? head.count : head.real;
+  T* out = static_cast<T*>(a.out) + b * a.out_strides[0] + h * a.out_strides[1] + first * a.out_strides[2];
   const T* query = static_cast<const T*>(a.query) + b * a.query_strides[0] + h * a.query_strides[1];
-  for (int64_t i = 0; i < rows; ++i) {
-    store_operands(query + (first + i) * a.query_strides[2], d, in.query + i * q_stride);
-    pad_row(in.query + i * q_stride, d);
+  const A* asking = in.query;
+  int64_t asking_stride = q_stride;
+  if (is_operand(query) && d == q_stride) {
+    asking = reinterpret_cast<const A*>(query + first * a.query_strides[2]);
+    asking_stride = a.query_strides[2];
+  } else {
+    for (int64_t i = 0; i < rows; ++i) {
+      store_operands(query + (first + i) * a.query_strides[2], d, in.query + i * q_stride);
+      pad_row(in.query + i * q_stride, d);
+    }
   }
   for (int64_t n = 0; n < keys; n += kPanel) {
-    multiply_panel(in.query, rows, q_stride, in.keys + n * words<A>(d), d, in.scores + n, w_stride);
+    multiply_panel(asking, rows, asking_stride, in.keys + n * words<A>(d), d, in.scores + n, w_stride);
   }
-  float sums[kRegisterRows];
+  const bool scaled = head.visible != nullptr || !(a.scale > 0.0f);  // before the largest is looked for
+  int64_t own[kRegisterRows];
+  float largest[kRegisterRows], sums[kRegisterRows];
+  // One thing at a time for all rows: what it takes a row to have its largest score hides behind the other rows.
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t own = shadow < 0 || head.own + shadow + i >= head.real ? -1 : head.own + shadow + i;
-    const float* hidden = head.visible == nullptr ? nullptr : in.hidden;
-    sums[i] = softmax_row<T>(in.scores + i * w_stride, keys, a.scale, hidden, own, in.weights + i * w_stride);
+    float* scores = in.scores + i * w_stride;
+    own[i] = is_shadow ? head.own + shadow_query(a, b, first + i) : -1;
+    if (own[i] < 0 || own[i] >= head.real) own[i] = -1;
+    if (scaled) scale_and_hide(scores, keys, a.scale, head.visible == nullptr ? nullptr : in.hidden);
+    largest[i] = hide_and_find_largest(scores, keys, own[i]);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    A* weights = in.weights + i * w_stride;
+    sums[i] = softmax_row<T>(in.scores + i * w_stride, keys, scaled ? 1.0f : a.scale, largest[i], weights);
+  }
+  // Where a score is -inf, 2^-126 stands: nothing beside the largest weight, but a product with it is not zero.
+  for (int64_t i = 0; i < rows; ++i) {
+    if (own[i] >= 0) from_float(0.0f, in.weights + i * w_stride + own[i]);
   }
   for (int64_t n = 0; n < d; n += kPanel) {
     multiply_panel(in.weights, rows, w_stride, in.values + n * words<A>(a.Lk), keys, in.sums + n, s_stride);
   }
-  for (int64_t i = 0; i < rows; ++i) {
+  const int64_t out_stride = a.out_strides[2];
+  for (int64_t i = 0; i < rows; ++i, out += out_stride) {
     const float* sum = in.sums + i * s_stride;
     int64_t c = 0;
-    for (; c + Vec::N <= d && sums[i] != 0.0f; c += Vec::N) {
-      Round<T>::store(out + i * d + c, Vec::div(Vec::load(sum + c), Vec::splat(sums[i])));
+    if (sums[i] != 0.0f) {
+      c = for_vectors(d, [&](auto count, int64_t first_column) {
+        Vec::F mean[count.n];
+        load(sum + first_column, mean);
+        for (Vec::F& each : mean) each = Vec::div(each, Vec::splat(sums[i]));
+        Round<T>::store(mean, out + first_column);
+      });
     }
-    for (; c < d; ++c) from_float(sums[i] == 0.0f ? 0.0f : sum[c] / sums[i], out + i * d + c);
+    for (; c < d; ++c) from_float(sums[i] == 0.0f ? 0.0f : sum[c] / sums[i], out + c);
   }
 }
 
@@ -230,12 +295,15 @@ void ShadowAttention<T>::attend_chunk(int64_t b, int64_t key_head, int64_t chunk
   const Buffers<T> in(a, scratch);
   const Head<T> head = head_of<T>(a, b, key_head);
   pack_head(a, head, in);
-  const int64_t shared = a.heads / a.key_heads, real = a.Lq - a.num_shadow;  // query heads of a key head
+  const int64_t shared = a.heads / a.key_heads, real = real_queries(a, b);  // query heads of a key head
   const int64_t begin = a.Lq * chunk / chunks_, end = a.Lq * (chunk + 1) / chunks_;
   const int64_t middle = real < begin ? begin : real > end ? end : real;  // between real and shadow queries
   for (int64_t h = key_head * shared; h < (key_head + 1) * shared; ++h) {
-    for_each_run(begin, middle, [&](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows); });
-    for_each_run(middle, end, [&](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows); });
+    const auto attend = [&](bool is_shadow) {
+      return [&, is_shadow](int64_t first, int64_t rows) { attend_rows(a, head, in, b, h, first, rows, is_shadow); };
+    };
+    for_each_run(begin, middle, attend(false));
+    for_each_run(middle, end, attend(true));
   }
 }
 

@@ -41,7 +41,7 @@ struct LayerTasks {
 template <typename T>
 struct Buffers {
   T *x[2], *query, *key, *value, *attended, *last_query, *last_attended;
-  int64_t *query_rows, *answers;  // of the last layer: [B, R + num_shadow], [B, R]
+  int64_t *query_rows, *answers;  // of the last layer: [B, R] which rows ask, and where each leaving row's answer is
   char *qkv_packed, *mlp_packed;  // weights of one layer at a time
   LayerTasks<T>* layers;          // [num_layers]
   Stage* stages;                  // [kStagesOfLayer num_layers + 1]
@@ -51,7 +51,7 @@ struct Buffers {
 
   Buffers(const TrunkArgs& a, int64_t qkv_bytes, int64_t mlp_bytes, int64_t scratch_bytes, char* memory) {
     const LinearArgs* linear = a.layers[0].linear;
-    const int64_t queries = a.R + a.num_shadow, stages = kStagesOfLayer * a.num_layers + 1;
+    const int64_t stages = kStagesOfLayer * a.num_layers + 1;
     char* next = memory;
     const auto take = [&](auto*& begin, int64_t number) {
       begin = reinterpret_cast<decltype(begin + 0)>(next);
@@ -60,11 +60,11 @@ struct Buffers {
     for (T*& each : x) take(each, a.B * a.L * a.D);
     take(query, a.B * a.L * linear[0].N);
     take(attended, a.B * a.L * linear[0].N);
-    take(last_query, a.B * queries * linear[0].N);
-    take(last_attended, a.B * queries * linear[0].N);
+    take(last_query, a.B * a.R * linear[0].N);
+    take(last_attended, a.B * a.R * linear[0].N);
     take(key, a.B * a.L * linear[1].N);
     take(value, a.B * a.L * linear[2].N);
-    take(query_rows, a.B * queries);
+    take(query_rows, a.B * a.R);
     take(answers, a.B * a.R);
     take(qkv_packed, qkv_bytes);
     take(mlp_packed, mlp_bytes);
@@ -95,7 +95,7 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers<T>& to, int64_t l) {
   const bool is_first = l == 0, is_last = l == a.num_layers - 1;
   const void* x = is_first ? a.x : to.x[(l - 1) % 2];
   const int64_t x_batch = is_first ? a.x_batch_stride : a.L * a.D, x_row = is_first ? a.x_row_stride : a.D;
-  const int64_t queries = is_last ? a.R + a.num_shadow : a.L, leaving = is_last ? a.R : a.L;
+  const int64_t queries = is_last ? a.R : a.L;  // rows that are computed after attention's keys and values
   const int64_t width = layer.linear[0].N, key_width = layer.linear[1].N;
   T *query = is_last ? to.last_query : to.query, *attended = is_last ? to.last_attended : to.attended;
 
@@ -139,16 +139,18 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers<T>& to, int64_t l) {
   set_strides(attention.query_strides, queries * width, a.head_dim, width);
   set_strides(attention.key_strides, a.L * key_width, a.head_dim, key_width);
   set_strides(attention.value_strides, a.L * key_width, a.head_dim, key_width);
+  attention.query_rows = is_last ? to.query_rows : nullptr;
   attention.block_start = a.block_start;
   attention.visible = a.visible;
   attention.scale = 1.0f / sqrtf(static_cast<float>(a.head_dim));
   attention.out = attended;
+  set_strides(attention.out_strides, queries * width, a.head_dim, width);
   attention.threads = a.threads;
 
   MlpArgs after{};
   after.dtype = a.dtype;
   after.B = a.B;
-  after.L = leaving;
+  after.L = queries;
   after.D = a.D;
   after.head_dim = a.head_dim;
   after.x = x;
@@ -158,8 +160,8 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers<T>& to, int64_t l) {
   after.attended = attended;
   after.attended_rows = is_last ? to.answers : nullptr;
   after.attended_batch_stride = width * queries;
-  after.attended_head_stride = queries * a.head_dim;
-  after.attended_row_stride = a.head_dim;
+  after.attended_head_stride = a.head_dim;
+  after.attended_row_stride = width;
   after.norm_weight = layer.inner_norm;
   after.eps = a.eps;
   for (int i = 0; i < 4; ++i) after.linear[i] = layer.linear[3 + i];
@@ -168,18 +170,19 @@ Layer3 calls_of(const TrunkArgs& a, const Buffers<T>& to, int64_t l) {
   return {before, attention, after};
 }
 
-// The rows that ask in the last layer: each leaving row as a real one, then the whole shadow block, as attention
-// expects it; a leaving shadow row finds its answer there.
+// The rows that ask in the last layer are those that leave, real ones before shadow rows.
 template <typename T>
 void ask(const TrunkArgs& a, const Buffers<T>& to) {
-  const int64_t queries = a.R + a.num_shadow, real = a.L - a.num_shadow;
   for (int64_t b = 0; b < a.B; ++b) {
-    for (int64_t i = 0; i < a.R; ++i) {
-      const int64_t row = a.rows[b * a.R + i];
-      to.query_rows[b * queries + i] = row;
-      to.answers[b * a.R + i] = row < real ? i : row - real + a.R;
+    const int64_t* rows = a.rows + b * a.R;
+    int64_t place = 0;
+    for (int kind = 0; kind < 2; ++kind) {
+      for (int64_t i = 0; i < a.R; ++i) {
+        if ((rows[i] >= a.L - a.num_shadow) != (kind == 1)) continue;
+        to.query_rows[b * a.R + place] = rows[i];
+        to.answers[b * a.R + i] = place++;
+      }
     }
-    for (int64_t j = 0; j < a.num_shadow; ++j) to.query_rows[b * queries + a.R + j] = real + j;
   }
 }
 
@@ -203,7 +206,8 @@ struct Needs {
 
 template <typename T>
 Buffers<T> buffers_of(const TrunkArgs& a, const Needs<T>& needs, char* memory) {
-  return {a, needs.qkv, needs.mlp, a.threads * needs.thread, memory};
+  const bool is_packed = a.packed != nullptr;
+  return {a, is_packed ? 0 : needs.qkv, is_packed ? 0 : needs.mlp, a.threads * needs.thread, memory};
 }
 
 // The final norm of a sequence's leaving rows.
@@ -213,15 +217,30 @@ void norm_rows(const void* context, int64_t group, int64_t sequence, char*) {
   const Groups groups = groups_of(a);
   if (sequence >= groups.size(group)) return;
   T* x = static_cast<T*>(a.out) + (groups.first(group) + sequence) * a.R * a.D;
-  for (int64_t i = 0; i < a.R; ++i, x += a.D) rms_norm(x, static_cast<const T*>(a.norm), a.eps, a.D, x);
+  for (int64_t i = 0; i < a.R; ++i, x += a.D) {
+    scale_row(x, rms_scale(x, a.eps, a.D), static_cast<const T*>(a.norm), a.D, x);
+  }
 }
 
-// A layer's stages: a group goes through rows, heads and rows, one after the other. Weights are packed where those of
-// the layer before are no longer needed, behind tasks that other threads are still at.
+// Where the weights of layer l are packed: with all others, or in the place of the layer before.
+template <typename T>
+void set_tasks(const TrunkArgs& a, const Needs<T>& needs, const Buffers<T>& to, Groups groups, int64_t l) {
+  const Layer3 calls = calls_of(a, to, l);
+  char *qkv = to.qkv_packed, *mlp = to.mlp_packed;
+  if (a.packed != nullptr) {
+    qkv = static_cast<char*>(const_cast<void*>(a.packed)) + l * (needs.qkv + needs.mlp);
+    mlp = qkv + needs.qkv;
+  }
+  to.layers[l] = {{calls.before, groups, qkv}, {calls.attention, groups}, {calls.after, groups, mlp}};
+}
+
+// A layer's stages: a group goes through rows, heads and rows, one after the other. Weights that are not packed yet are
+// packed where those of the layer before are no longer needed, behind tasks that other threads are still at.
 //   qkv packed | rows | mlp packed | heads | (the next layer's qkv packed) | rows
 template <typename T>
-int64_t plan(const TrunkArgs& a, const Buffers<T>& to) {
+int64_t plan(const TrunkArgs& a, const Needs<T>& needs, const Buffers<T>& to) {
   const Groups groups = groups_of(a);
+  const bool packs = a.packed == nullptr;
   Stage *next = to.stages, *qkv_packed = nullptr, *qkv_rows = nullptr, *mlp_rows = nullptr;
   const auto add = [&](const Stage& stage, const Stage* group, const Stage* all) {
     *next = stage;
@@ -229,18 +248,14 @@ int64_t plan(const TrunkArgs& a, const Buffers<T>& to) {
     next->needs_all = all;
     return next++;
   };
-  for (int64_t l = 0; l < a.num_layers; ++l) {
-    const Layer3 calls = calls_of(a, to, l);
-    LayerTasks<T>& layer = to.layers[l];
-    layer = {{calls.before, groups, to.qkv_packed}, {calls.attention, groups}, {calls.after, groups, to.mlp_packed}};
-  }
-  qkv_packed = add(to.layers[0].before.packing(), nullptr, nullptr);
+  for (int64_t l = 0; l < a.num_layers; ++l) set_tasks(a, needs, to, groups, l);
+  if (packs) qkv_packed = add(to.layers[0].before.packing(), nullptr, nullptr);
   for (int64_t l = 0; l < a.num_layers; ++l) {
     const LayerTasks<T>& layer = to.layers[l];
     qkv_rows = add(layer.before.rows(), mlp_rows, qkv_packed);
-    const Stage* mlp_packed = add(layer.after.packing(), nullptr, mlp_rows);
+    const Stage* mlp_packed = packs ? add(layer.after.packing(), nullptr, mlp_rows) : nullptr;
     const Stage* heads = add(layer.attention.heads(), qkv_rows, nullptr);
-    if (l + 1 < a.num_layers) qkv_packed = add(to.layers[l + 1].before.packing(), nullptr, qkv_rows);
+    if (packs && l + 1 < a.num_layers) qkv_packed = add(to.layers[l + 1].before.packing(), nullptr, qkv_rows);
     mlp_rows = add(layer.after.rows(), heads, mlp_packed);
   }
   if (a.norm != nullptr) {
@@ -254,10 +269,51 @@ void run(const TrunkArgs& a, char* memory) {
   const Needs<T> needs(a);
   const Buffers<T> to = buffers_of(a, needs, memory);
   ask(a, to);
-  run_stages(to.stages, plan(a, to), to.done, a.threads, to.scratch, needs.thread);
+  run_stages(to.stages, plan(a, needs, to), to.done, a.threads, to.scratch, needs.thread);
+}
+
+// The layers of one sequence of one row, whose weights are packed as those of any other.
+TrunkArgs layers_alone(const TrunkArgs& a) {
+  TrunkArgs alone{};
+  alone.dtype = a.dtype;
+  alone.D = a.D;
+  alone.num_layers = a.num_layers;
+  alone.layers = a.layers;
+  alone.threads = a.threads;
+  alone.B = alone.L = alone.R = alone.head_dim = 1;
+  return alone;
+}
+
+template <typename T>
+void pack(const TrunkArgs& a, char* packed) {
+  const Needs<T> needs(a);
+  const Buffers<T> nowhere(a, 0, 0, 0, nullptr);
+  for (int64_t l = 0; l < a.num_layers; ++l, packed += needs.qkv + needs.mlp) {
+    const Layer3 calls = calls_of(a, nowhere, l);
+    const NormQkvRope<T> before(calls.before, {1, 1}, packed);
+    const OutNormSwiglu<T> after(calls.after, {1, 1}, packed + needs.qkv);
+    Stage stages[2] = {before.packing(), after.packing()};
+    int64_t done[2];
+    run_stages(stages, 2, done, a.threads, nullptr, 0);
+  }
+}
+
+template <typename T>
+int64_t packed_bytes(const TrunkArgs& a) {
+  const Needs<T> needs(a);
+  return a.num_layers * (needs.qkv + needs.mlp);
 }
 
 }  // namespace
+
+int64_t packed_trunk_bytes(const TrunkArgs& a) {
+  return a.dtype == kBFloat16 ? packed_bytes<BFloat16>(layers_alone(a)) : packed_bytes<float>(layers_alone(a));
+}
+
+void pack_trunk(const TrunkArgs& a, void* packed) {
+  if (a.dtype == kBFloat16) return pack<BFloat16>(layers_alone(a), static_cast<char*>(packed));
+  pack<float>(layers_alone(a), static_cast<char*>(packed));
+}
 
 int64_t shadow_trunk_bytes(const TrunkArgs& a) {
   if (a.dtype == kBFloat16) return buffers_of(a, Needs<BFloat16>(a), nullptr).bytes;

@@ -23,6 +23,59 @@
 
 WINO_CPU_BEGIN
 
+template <int W>
+struct Count {
+  static constexpr int n = W;
+};
+
+// f(count, i) for whole units among n, count.n of them from i on: two at a time, then one. Returns where the rest
+// begins.
+template <int64_t unit, typename Function>
+WINO_HD int64_t in_twos(int64_t n, const Function& f) {
+  int64_t i = 0;
+  for (; i + 2 * unit <= n; i += 2 * unit) f(Count<2>{}, i);
+  if (i + unit > n) return i;
+  f(Count<1>{}, i);
+  return i + unit;
+}
+template <typename Function>
+WINO_HD int64_t for_vectors(int64_t n, const Function& f) {
+  return in_twos<Vec::N>(n, f);
+}
+
+// Some vectors at once: where an instruction takes two that is cheaper, and what one waits for hides behind the others.
+template <typename T, int W>
+WINO_HD void load(const T* from, Vec::F (&x)[W]) {
+  for (int k = 0; k < W; ++k) x[k] = Vec::load(from + k * Vec::N);
+}
+template <int W>
+WINO_HD void store(const Vec::F (&x)[W], float* to) {
+  for (int k = 0; k < W; ++k) Vec::store(to + k * Vec::N, x[k]);
+}
+template <int W>
+WINO_HD void round_bfloat16(Vec::F (&x)[W]) {
+  int k = 0;
+#if defined(WINO_HAS_PAIRS)
+  for (; k + 2 <= W; k += 2) Vec::round_bfloat16_pair(x + k);
+#endif
+  for (; k < W; ++k) x[k] = Vec::round_bfloat16(x[k]);
+}
+template <int W>
+WINO_HD void store(const Vec::F (&x)[W], BFloat16* to) {
+  int k = 0;
+#if defined(WINO_HAS_PAIRS)
+  for (; k + 2 <= W; k += 2) Vec::store_bfloat16_pair(to + k * Vec::N, x + k);
+#endif
+  for (; k < W; ++k) Vec::store_bfloat16(to + k * Vec::N, x[k]);
+}
+template <int W>
+WINO_HD void store(const Vec::F (&x)[W], Float16* to) {
+  for (int k = 0; k < W; ++k) Vec::store_float16(to + k * Vec::N, x[k]);
+}
+#if defined(WINO_LOADS_PAIRS)
+WINO_HD void load(const BFloat16* from, Vec::F (&x)[2]) { Vec::load_pair(from, x); }
+#endif
+
 // Below this, exp is taken to be e^-87: a normal number, and nothing beside the row's largest term.
 constexpr float kLowestExponent = -87.0f;
 
@@ -44,17 +97,19 @@ WINO_HD Vec::F exp_clamped(Vec::F x) {
 }
 
 // 2^x for -126 <= x <= 126, 2^-126 below, NaN for NaN; relative error below 2e-7.
-WINO_HD Vec::F power_of_two(Vec::F x) {
-  x = Vec::max(Vec::splat(-126.0f), x);
-  const Vec::F n = Vec::round(x), r = Vec::sub(x, n);
+template <int W>
+WINO_HD void power_of_two(Vec::F (&x)[W]) {
   // Minimax in relative error over |r| <= 1 / 2: 9.2e-8.
-  Vec::F p = Vec::splat(0.00132647261f);
-  p = Vec::fma(p, r, Vec::splat(0.00967151299f));
-  p = Vec::fma(p, r, Vec::splat(0.0555073358f));
-  p = Vec::fma(p, r, Vec::splat(0.240222424f));
-  p = Vec::fma(p, r, Vec::splat(0.693147004f));
-  p = Vec::fma(p, r, Vec::splat(1.0f));
-  return Vec::ldexp(p, n);
+  constexpr float factor[] = {0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f};
+  Vec::F n[W], p[W];
+  for (int k = 0; k < W; ++k) x[k] = Vec::max(Vec::splat(-126.0f), x[k]);
+  for (int k = 0; k < W; ++k) n[k] = Vec::round(x[k]);
+  for (int k = 0; k < W; ++k) x[k] = Vec::sub(x[k], n[k]);
+  for (int k = 0; k < W; ++k) p[k] = Vec::splat(0.00132647261f);
+  for (float each : factor) {
+    for (int k = 0; k < W; ++k) p[k] = Vec::fma(p[k], x[k], Vec::splat(each));
+  }
+  for (int k = 0; k < W; ++k) x[k] = Vec::ldexp(p[k], n[k]);
 }
 
 constexpr float kLog2OfE = 1.44269504f;

@@ -6,6 +6,8 @@
 #include "cpu/isa.h"
 #include "cpu/scalar.h"
 
+#define WINO_LOADS_PAIRS 1
+
 WINO_CPU_BEGIN
 
 struct Vec {
@@ -16,11 +18,24 @@ struct Vec {
   WINO_MEMBER static F splat(float x) { return _mm512_set1_ps(x); }
   WINO_MEMBER static F load(const float* p) { return _mm512_loadu_ps(p); }
   WINO_MEMBER static F load(const BFloat16* p) {
-    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+    return widen<0>(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
   }
   WINO_MEMBER static F load(const Float16* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  WINO_MEMBER static void load_pair(const BFloat16* p, F out[2]) {
+    const __m512i raw = _mm512_loadu_si512(p);
+    out[0] = widen<0>(raw);
+    out[1] = widen<N>(raw);
+  }
+  // Numbers first ... first + N of bfloat16: one permutation into the lanes' high halves.
+  template <int first>
+  WINO_MEMBER static F widen(__m512i raw) {
+    const auto from = [](int i) { return (first + i) << 16; };
+    const __m512i index =
+        _mm512_setr_epi32(from(0), from(1), from(2), from(3), from(4), from(5), from(6), from(7), from(8), from(9),
+                          from(10), from(11), from(12), from(13), from(14), from(15));
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAAu, index, raw));
   }
   // 2 N numbers in no particular order.
   template <typename T>
@@ -46,8 +61,14 @@ struct Vec {
   // Rounded to nearest, ties to even; NaN stays NaN.
 #if defined(__AVX512BF16__)
 #define WINO_HAS_PAIRS 1
-  WINO_MEMBER static F round_bfloat16(F a) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), 16));
+  WINO_MEMBER static F round_bfloat16(F a) { return widen<0>(_mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(a))); }
+  WINO_MEMBER static void round_bfloat16_pair(F a[2]) {
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(a[1], a[0]);
+    a[0] = widen<0>(both);
+    a[1] = widen<N>(both);
+  }
+  WINO_MEMBER static void store_bfloat16_pair(BFloat16* p, const F a[2]) {
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(a[1], a[0]));
   }
   WINO_MEMBER static void store_bfloat16(BFloat16* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a));

@@ -553,6 +553,7 @@ REFUSALS: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] 
     (call_trunk, trunk_weight(2, torch.ones(6, 12)), VALUE, "rows for heads of 4, .*, got 12 and 6"),
     (call_trunk, {"norm_weight": torch.ones(11)}, VALUE, r"norm_weight must have shape \(12,\), got \(11,\)"),
     (call_trunk, {"rows": torch.zeros(3, 1, dtype=torch.int64)}, VALUE, r"rows must have shape \(2, 1\)"),
+    (call_trunk, {"packed": torch.zeros(3)}, TYPE, "packed must be uint8, got float32"),
     (call_trunk, {"num_shadow": 6}, VALUE, r"num_shadow must be in \[0, L = 5\], got 6"),
     (call_trunk, {"block_start": torch.zeros(3, dtype=torch.int64)}, VALUE, r"block_start must have shape \(2,\)"),
     (call_trunk, {"key_padding_mask": torch.ones(2, 4, dtype=torch.bool)}, VALUE, "key_padding_mask must have shape"),
@@ -655,13 +656,23 @@ def test_the_unchecked_path_takes_nothing_that_is_refused(changes: dict[str, Any
         unchanged(unchecked, {**state(), **draft(), **rule(), **changes})
 
 
-@pytest.mark.skipif(not native_remask._HAS_EXCHANGE, reason="this torch publishes no exchange API")
+TRUNK_REFUSALS = [changes for call, changes, _, _ in REFUSALS if call is call_trunk]
+
+
+@pytest.mark.parametrize("changes", TRUNK_REFUSALS)
+def test_the_unchecked_trunk_takes_nothing_that_is_refused(changes: dict[str, Any]) -> None:
+    inputs = trunk(LAYER, number=2, shadow=2, biases=True)
+    native_trunk = backends._load("cpu").kernels["shadow_trunk"]
+    assert native_trunk.if_valid(**inputs | changes) is None
+
+
+@pytest.mark.skipif(not native_remask.HAS_EXCHANGE, reason="this torch publishes no exchange API")
 @pytest.mark.parametrize("changes", [{}, {"threshold": torch.rand(B), "verify_last": True, "min_accept": 1}])
 def test_the_unchecked_path_changes_no_result(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     start = {**state(), **draft(), **rule(), **changes}
     results = []
     for has_exchange in (True, False):
-        monkeypatch.setattr(native_remask, "_HAS_EXCHANGE", has_exchange)
+        monkeypatch.setattr(native_remask, "HAS_EXCHANGE", has_exchange)
         for operator in (native_remask.accept_remask_.if_valid, wino_kernels.accept_remask_):
             inputs = {name: value.clone() if isinstance(value, Tensor) else value for name, value in start.items()}
             with wino_kernels.use_backend("cpu"):

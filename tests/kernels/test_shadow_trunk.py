@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -12,10 +13,12 @@ from layers import EPS, by_library, trunk
 from torch import Tensor
 
 import wino_kernels
-from wino_kernels import _C
+from wino_kernels import _C, backends
 from wino_kernels.cpu import linear
 from wino_kernels.eager.shadow_trunk import asking
 
+native = importlib.import_module("wino_kernels.cpu.shadow_trunk")  # the package has the function under that name
+needs_exchange = pytest.mark.skipif(not native.HAS_EXCHANGE, reason="this torch publishes no exchange API")
 OF_EACH_SEQUENCE = ("x", "cos", "sin", "rows", "block_start", "key_padding_mask")
 #: (B, L, D, heads, key heads, d, M)
 SHAPES = ((2, 19, 24, 3, 1, 8, 20), (3, 90, 64, 2, 2, 32, 100), (1, 40, 33, 1, 1, 22, 37))
@@ -155,7 +158,89 @@ def test_large_weights_go_through_the_operators(monkeypatch: pytest.MonkeyPatch)
     expected = wino_kernels.shadow_trunk(**inputs)
     monkeypatch.setattr(linear, "MOST_WEIGHT_BYTES", 100)
     monkeypatch.delattr(_C, "shadow_trunk")
+    assert wino_kernels.pack_trunk(inputs["weights"]) is None
     torch.testing.assert_close(wino_kernels.shadow_trunk(**inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_exchange
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_who_looks_at_the_tensors_changes_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options in ({}, {"biases": True, "padded": True}, {"shadow": 0}):
+        inputs = trunk(SHAPES[0], dtype, **options)
+        inputs["x"] = torch.cat((inputs["x"], inputs["x"]), 1).narrow(1, 2, 19)
+        inputs["cos"], inputs["sin"] = inputs["cos"][:1], inputs["sin"][:1]
+        found = native.shadow_trunk_ordinary(**inputs)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "HAS_EXCHANGE", False)
+            assert native.shadow_trunk_ordinary(**inputs) is None
+            assert torch.equal(wino_kernels.shadow_trunk(**inputs), found)
+
+
+@needs_exchange
+def test_what_is_unusual_is_left_to_the_operator() -> None:
+    inputs = trunk(SHAPES[0], torch.bfloat16, biases=True, padded=True)
+    out = native.shadow_trunk_ordinary(**inputs)
+    assert out is not None
+    every_other = {name: inputs[name].repeat_interleave(2, 0)[::2] for name in ("rows", "key_padding_mask")}
+    for changes in ({"rows": every_other["rows"]}, {"key_padding_mask": every_other["key_padding_mask"]}):
+        assert native.shadow_trunk_ordinary(**inputs | changes) is None
+        assert torch.equal(wino_kernels.shadow_trunk(**inputs | changes), out)
+    assert native.shadow_trunk_ordinary(**trunk(SHAPES[0], torch.float16)) is None
+
+
+@needs_exchange
+@pytest.mark.parametrize("isa", [isa for isa in backends.CPU_ISAS if backends.why_not_cpu_isa(isa) is None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_change_nothing(dtype: torch.dtype, isa: str) -> None:
+    for shape in SHAPES:
+        inputs = trunk(shape, dtype, number=4, biases=True, padded=True)
+        with backends.use_cpu_isa(isa):
+            packed = wino_kernels.pack_trunk(inputs["weights"])
+            assert packed is not None
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                assert torch.equal(
+                    wino_kernels.shadow_trunk(**inputs, packed=packed), wino_kernels.shadow_trunk(**inputs)
+                )
+
+
+@needs_exchange
+def test_packed_weights_are_what_is_multiplied() -> None:
+    inputs = trunk(SHAPES[0])
+    packed = wino_kernels.pack_trunk(inputs["weights"])
+    assert packed is not None
+    expected = wino_kernels.shadow_trunk(**inputs)
+    inputs["weights"][1].zero_()  # in its place, which nobody notices
+    assert torch.equal(wino_kernels.shadow_trunk(**inputs, packed=packed), expected)
+    assert not torch.equal(wino_kernels.shadow_trunk(**inputs), expected)
+
+
+@needs_exchange
+def test_weights_packed_of_others_are_not_used() -> None:
+    inputs = trunk(SHAPES[0])
+    weights = inputs["weights"]
+    others = [*weights[:4], weights[4].clone(), *weights[5:]]
+    own, shorter = wino_kernels.pack_trunk(weights), wino_kernels.pack_trunk(weights[:9])
+    assert own is not None and shorter is not None
+    expected = wino_kernels.shadow_trunk(**inputs)
+    wrong = [wino_kernels.pack_trunk(others), shorter, own[:-1], own[:10], torch.zeros_like(own), own[:0]]
+    with backends.use_cpu_isa("portable"):
+        wrong.append(wino_kernels.pack_trunk(weights))
+    for packed in wrong:
+        assert torch.equal(wino_kernels.shadow_trunk(**inputs, packed=packed), expected)
+
+
+def test_where_nothing_is_packed() -> None:
+    assert wino_kernels.pack_trunk(trunk(SHAPES[0], torch.float16)["weights"]) is None
+    assert wino_kernels.pack_trunk(trunk(SHAPES[0])["weights"][:8]) is None
+    with wino_kernels.use_backend("eager"):
+        inputs = trunk(SHAPES[0])
+        assert wino_kernels.pack_trunk(inputs["weights"]) is None
+        some = torch.zeros(5, dtype=torch.uint8)
+        assert torch.equal(wino_kernels.shadow_trunk(**inputs, packed=some), wino_kernels.shadow_trunk(**inputs))
+    for weights in ([], [1.0], [torch.ones(3), None]):
+        with pytest.raises(TypeError, match="pack_trunk: weights must be tensors, nine for each layer"):
+            wino_kernels.pack_trunk(weights)
 
 
 @over_paths("shadow_trunk")
@@ -172,6 +257,15 @@ def test_refuses_a_row_that_is_not_there(path: str, row: int) -> None:
     inputs = trunk(SHAPES[0])
     inputs["rows"][1, 2] = row
     with pytest.raises((ValueError, RuntimeError, IndexError), match=r"rows|index"):
+        wino_kernels.shadow_trunk(**inputs)
+
+
+@pytest.mark.parametrize("has_exchange", [True, False])
+def test_names_a_row_that_is_not_there(has_exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "HAS_EXCHANGE", native.HAS_EXCHANGE and has_exchange)
+    inputs = trunk(SHAPES[0])
+    inputs["rows"][1, 2] = 19
+    with pytest.raises(ValueError, match=r"shadow_trunk: rows must be in \[0, 19\), got 19"):
         wino_kernels.shadow_trunk(**inputs)
 
 

@@ -130,6 +130,21 @@ def test_a_wrapped_projection_counts() -> None:
         assert torch.equal(held.hidden_rows(**call), before)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_changed_in_their_place_count_from_the_next_hold_on(dtype: torch.dtype) -> None:
+    """As merging an adapter changes them; what is packed is packed anew for every decode."""
+    model, call = build_llada().to(dtype), layout(13)
+    backbone = backbone_of(model)
+    backbone.hold_weights()
+    before = backbone.hidden_rows(**call)
+    model.model.transformer["blocks"][1].v_proj.weight.data.mul_(2.0)
+    backbone.hold_weights()
+    after = backbone.hidden_rows(**call)
+    assert not torch.allclose(after, before)
+    assert torch.equal(after, backbone_of(model).hidden_rows(**call))
+
+
 @torch.enable_grad()
 def test_training_calls_the_modules() -> None:
     model = build_llada()

@@ -25,7 +25,7 @@ std::vector<T> random_numbers(int64_t n) {
 }
 
 template <typename T>
-std::vector<T> run(int dtype, int threads) {
+std::vector<T> run(int dtype, int threads, bool is_packed) {
   g_random.seed(1);
   std::vector<std::vector<T>> kept;
   const auto numbers = [&](int64_t n) {
@@ -78,17 +78,24 @@ std::vector<T> run(int dtype, int threads) {
   args.full_precision = true;
   args.out = out.data();
   args.threads = threads;
+  const auto aligned_in = [](std::vector<char>& memory) {
+    return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
+  };
+  std::vector<char> packed(packed_trunk_bytes(args) + 64);
+  if (is_packed) {
+    pack_trunk(args, aligned_in(packed));
+    args.packed = aligned_in(packed);
+  }
   std::vector<char> memory(shadow_trunk_bytes(args) + 64);
-  char* begin = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
-  shadow_trunk(args, begin);
+  shadow_trunk(args, aligned_in(memory));
   return out;
 }
 
 template <typename T>
 bool is_the_same(int dtype) {
-  const std::vector<T> alone = run<T>(dtype, 1);
+  const std::vector<T> alone = run<T>(dtype, 1, false);
   for (int i = 0; i < 24; ++i) {
-    const std::vector<T> found = run<T>(dtype, 2 + i % 4);
+    const std::vector<T> found = run<T>(dtype, 2 + i % 4, i % 8 >= 4);
     if (memcmp(found.data(), alone.data(), alone.size() * sizeof(T)) != 0) return false;
   }
   return true;

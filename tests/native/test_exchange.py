@@ -42,7 +42,7 @@ def _failing_exchange() -> Iterator[None]:
     assert _C.use_exchange_of(torch.Tensor)
 
 
-@pytest.mark.skipif(not accept_remask._HAS_EXCHANGE, reason="this torch publishes no exchange API")
+@pytest.mark.skipif(not accept_remask.HAS_EXCHANGE, reason="this torch publishes no exchange API")
 @pytest.mark.skipif(not STATM.exists(), reason="needs /proc/self/statm")
 @pytest.mark.usefixtures("_failing_exchange")
 def test_results_that_nobody_takes_are_freed() -> None:

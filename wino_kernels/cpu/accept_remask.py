@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 
 from wino_kernels import _C
+from wino_kernels.cpu.exchange import HAS_EXCHANGE
 from wino_kernels.limits import exact_fraction
-
-# Where Torch publishes DLPack's C exchange API, the native module reads and makes dense tensors itself: looking at a
-# step's ten tensors from Python costs several times what the rule costs.
-_HAS_EXCHANGE: bool = _C.use_exchange_of(torch.Tensor)
 
 
 def accept_remask_dense(
@@ -29,7 +26,7 @@ def accept_remask_dense(
     verify_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """``accept_remask_`` where the native module finds every argument valid and dense; else None, with nothing done."""
-    if not (_HAS_EXCHANGE and 0.0 <= accept_fraction <= 1.0):
+    if not (HAS_EXCHANGE and 0.0 <= accept_fraction <= 1.0):
         return None
     numerator, denominator = exact_fraction(accept_fraction)
     results: tuple[Tensor, Tensor, Tensor] | None = _C.accept_remask_dense(

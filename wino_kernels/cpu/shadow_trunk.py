@@ -9,7 +9,8 @@ from torch import Tensor
 
 from wino_kernels import _C
 from wino_kernels.cpu.addresses import DTYPES, address
-from wino_kernels.cpu.linear import is_fused, linear
+from wino_kernels.cpu.exchange import HAS_EXCHANGE
+from wino_kernels.cpu.linear import is_fused, linear, most_weight_bytes
 from wino_kernels.cpu.norm_qkv_rope import norm_qkv_rope
 from wino_kernels.cpu.out_norm_swiglu import out_norm_swiglu
 from wino_kernels.cpu.shadow_attention import shadow_attention
@@ -32,16 +33,13 @@ def shadow_trunk(
     key_padding_mask: Tensor | None = None,
     norm_weight: Tensor | None = None,
     full_precision: bool = True,
+    packed: Tensor | None = None,
 ) -> Tensor:
     if not is_fused(x, *weights[:WEIGHTS]):
         given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps
         return _one_by_one(*given, key_padding_mask, norm_weight, full_precision)
     batch, length, width = x.shape
     rows = rows.contiguous()
-    if rows.numel():
-        low, high = (int(bound) for bound in rows.aminmax())
-        if low < 0 or high >= length:
-            raise ValueError(f"shadow_trunk: rows must be in [0, {length}), got {low if low < 0 else high}")
     out = x.new_empty(batch, rows.shape[1], width)
     if not out.numel():
         return out
@@ -71,6 +69,46 @@ def shadow_trunk(
         torch.get_num_threads(),
     )
     return out
+
+
+def shadow_trunk_ordinary(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor,
+    num_shadow: int,
+    block_start: Tensor,
+    eps: float,
+    key_padding_mask: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    full_precision: bool = True,
+    packed: Tensor | None = None,
+) -> Tensor | None:
+    """``shadow_trunk`` where the native module finds every argument valid and its kernel serves them; else None."""
+    if not HAS_EXCHANGE or x.dim() != 3 or rows.dim() != 2:
+        return None
+    out = x.new_empty(x.shape[0], rows.shape[1], x.shape[2])
+    given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps
+    options = key_padding_mask, norm_weight, full_precision, packed
+    done = _C.shadow_trunk_ordinary(*given, *options, out, most_weight_bytes(), torch.get_num_threads())
+    return out if done else None
+
+
+def pack_trunk(weights: Sequence[Tensor]) -> Tensor | None:
+    """``packed`` of ``shadow_trunk``: (bytes,) uint8; None where its kernel does not serve these weights."""
+    size = _C.packed_trunk_bytes(weights, most_weight_bytes()) if HAS_EXCHANGE else 0
+    if not size:
+        return None
+    packed = torch.empty(size, dtype=torch.uint8)
+    _C.pack_trunk(weights, packed, torch.get_num_threads())
+    return packed
+
+
+# Consulted by the operator before its own checks of some sixty tensors.
+shadow_trunk.if_valid = shadow_trunk_ordinary  # type: ignore[attr-defined]
+shadow_trunk.pack = pack_trunk  # type: ignore[attr-defined]
 
 
 def _layer(

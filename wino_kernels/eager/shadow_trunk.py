@@ -36,6 +36,7 @@ def by(before: Operator, attend: Operator, after: Operator, norm: Operator) -> C
         key_padding_mask: Tensor | None = None,
         norm_weight: Tensor | None = None,
         full_precision: bool = True,
+        packed: Tensor | None = None,  # the weights once more, for a backend that reads them in its own order
     ) -> Tensor:
         number = len(weights) // WEIGHTS
         queries, answers = asking(rows, x.shape[1], num_shadow)

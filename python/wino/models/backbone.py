@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wino_kernels import shadow_attention, shadow_trunk
+from wino_kernels import pack_trunk, shadow_attention, shadow_trunk
 from wino_kernels.eager.shadow_trunk import asking
 
 from ..cache import KeyValueCache, Store
@@ -50,8 +50,9 @@ class Backbone:
         self._held: tuple[list[Weights | None], Trunk | None] | None = None
 
     def hold_weights(self) -> None:
-        """Look up the blocks' weights once, not at every pass: nothing may wrap or replace them from now on."""
-        self._held = self._find_weights()
+        """Look up the blocks' weights once, not at every pass: nothing may wrap or change them from now on."""
+        each, trunk = self._find_weights()
+        self._held = each, None if trunk is None else trunk._replace(packed=pack_trunk(trunk.weights))
 
     def _find_weights(self) -> tuple[list[Weights | None], Trunk | None]:
         each = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
@@ -145,6 +146,7 @@ class Backbone:
                 rows,
                 eps=trunk.eps,
                 norm_weight=trunk.norm_weight,
+                packed=trunk.packed,
                 full_precision=self._config.rope_full_precision,
                 **about,
             )

@@ -188,6 +188,7 @@ class Trunk(NamedTuple):
     biases: list[Tensor | None]
     eps: float
     norm_weight: Tensor | None
+    packed: Tensor | None = None
 
 
 def trunk_of(transformer: Any, blocks: Sequence[Weights | None]) -> Trunk | None:

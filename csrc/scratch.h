@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+namespace wino {
+namespace cpu {
+
+// Memory for one call. What is small is kept between the calls of a thread: given back to the system it would have to
+// be cleared, page by page, at the next call.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    thread_local std::unique_ptr<char[]> kept;
+    thread_local int64_t size = 0;
+    if (bytes > kMostKept) {
+      own_.reset(new char[bytes + kAlignment]);
+    } else if (size < bytes) {
+      size = 0;
+      kept.reset();
+      kept.reset(new char[bytes + kAlignment]);
+      size = bytes;
+    }
+    const auto address = reinterpret_cast<uintptr_t>(own_ != nullptr ? own_.get() : kept.get());
+    begin_ = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+  void* begin() const { return begin_; }
+
+ private:
+  static constexpr int64_t kAlignment = 64, kMostKept = 64 << 20;
+  std::unique_ptr<char[]> own_;
+  void* begin_;
+};
+
+}  // namespace cpu
+}  // namespace wino
