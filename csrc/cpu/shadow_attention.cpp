@@ -239,8 +239,10 @@ void attend_rows(const AttentionArgs& a, const Head<T>& head, const Buffers<T>& 
     A* weights = in.weights + i * w_stride;
     sums[i] = softmax_row<T>(in.scores + i * w_stride, keys, scaled ? 1.0f : a.scale, largest[i], weights);
   }
-  // Where a score is -inf, 2^-126 stands: nothing beside the largest weight, but a product with it is not zero.
+  // Where a score is -inf, 2^-126 stands: nothing beside the largest weight, but a product with it is not zero. Behind
+  // the last real key that product would be with a shadow key's value.
   for (int64_t i = 0; i < rows; ++i) {
+    pad_row(in.weights + i * w_stride, keys);
     if (own[i] >= 0) from_float(0.0f, in.weights + i * w_stride + own[i]);
   }
   for (int64_t n = 0; n < d; n += kPanel) {

@@ -168,17 +168,18 @@ def test_scale(path: str) -> None:
 
 
 @over_paths("shadow_attention")
-def test_what_each_row_may_know(path: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_each_row_may_know(path: str, dtype: torch.dtype) -> None:
     """Real rows never notice the shadow block; shadow row j never notices token s + j, and notices every other."""
     real, shadow, start = 9, 4, 3
-    query, key, value = inputs(1, 2, 2, real + shadow, real + shadow, 8)
+    query, key, value = inputs(1, 2, 2, real + shadow, real + shadow, 8, dtype)
     arguments = {"num_shadow": shadow, "block_start": torch.tensor([start])}
     output = wino_kernels.shadow_attention(query, key, value, **arguments)
 
     def changed_by(position: int) -> list[int]:
         other_key, other_value = key.clone(), value.clone()
         other_key[:, :, position] += 1.0
-        other_value[:, :, position] -= 2.0
+        other_value[:, :, position] = 3e38  # however small a weight, it would show
         other = wino_kernels.shadow_attention(query, other_key, other_value, **arguments)
         return [i for i in range(real + shadow) if not torch.equal(other[:, :, i], output[:, :, i])]
 
