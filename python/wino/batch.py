@@ -251,7 +251,7 @@ class Batch:
         copies, shadow = embedded.shape[1], self.num_shadow if verify else 0
 
         def each(tensor: Tensor) -> Tensor:  # [n, ...] -> [n C, ...]
-            return tensor[:, None].expand(-1, copies, *tensor.shape[1:]).flatten(0, 1)
+            return tensor if copies == 1 else tensor.repeat_interleave(copies, 0)
 
         masked = chosen(self.state.masked)
         behind = cos.shape[3] - self.num_shadow  # where the shadow block begins
@@ -265,11 +265,11 @@ class Batch:
             block_start=each(chosen(self.block_start)),
             key_padding_mask=None if self.padding is None else chosen(self.padding)[:, :, :keys].flatten(0, 1),
             stores=stores,
-        ).unflatten(0, (-1, copies))
+        )
         if copies == 1:
-            return hidden[:, 0]
+            return hidden
         # The head is linear, so guiding the hidden rows guides the logits.
-        with_prompt, without = hidden.float().unbind(1)
+        with_prompt, without = hidden.unflatten(0, (-1, copies)).float().unbind(1)
         return (without + (self.config.cfg_scale + 1) * (with_prompt - without)).to(hidden.dtype)
 
     def _copies_of(self, sequences: Tensor) -> Tensor:
