@@ -17,6 +17,7 @@ from published import masked_trunk
 from roofline import Work, visible_pairs
 from torch import Tensor
 
+import wino_kernels
 from wino_kernels import eager
 
 ROUNDS = 12
@@ -135,6 +136,26 @@ class Trunk(Layers):
         return trunk(self.x, self.weights, [], *self.tables, self.rows, shadow, self.start, EPS)
 
 
+class PackedTrunk(Trunk):
+    """As a decode calls it, whose steps share their weights."""
+
+    def __init__(self, shape: Shape, work: Work) -> None:
+        super().__init__(shape, work)
+        self.label += ", packed once"
+
+    def vary(self, seed: int) -> None:
+        super().vary(seed)
+        self.packed = wino_kernels.pack_trunk(self.weights)
+
+    def call(self) -> tuple[Tensor, ...]:
+        given = self.x, self.weights, [], *self.tables, self.rows
+        about = {"num_shadow": self.shape.shadow, "block_start": self.start, "eps": EPS}
+        return (torch.ops.wino.shadow_trunk(*given, **about, packed=self.packed),)
+
+    def contenders(self) -> dict[str, Contender]:
+        return {"packed in the call": Contender(super().call)}
+
+
 def work_of(shape: Shape, kind: type[Layers]) -> Work:
     """Weights and rows read once, what leaves written once; the last layer's rows that do not leave do no work."""
     rows, side = shape.batch * shape.length, BF16 * shape.batch * shape.length * shape.width
@@ -155,3 +176,8 @@ def work_of(shape: Shape, kind: type[Layers]) -> Work:
 def test_layers(shape: Shape, kind: type[Layers], table: Table, limits: Limits) -> None:
     rounds = ROUNDS if shape.width < 512 else ROUNDS // 2
     bench(kind(shape, work_of(shape, kind)), table, limits, rounds=rounds, bars={"library": 1.0})
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=lambda shape: f"{shape.name} B={shape.batch}")
+def test_packed_once(shape: Shape, table: Table, limits: Limits) -> None:
+    bench(PackedTrunk(shape, work_of(shape, Trunk)), table, limits, rounds=ROUNDS, bars={"packed in the call": 1.0})

@@ -65,4 +65,6 @@ def test_against_the_published_loss(dtype: torch.dtype, table: Table, threads: i
                 peaks[name].append(max(peak, 1))
     if peaks[OURS]:
         what = f"{label}: peak memory, published / {OURS}"
-        table.ratio(what, peaks["published"], peaks[OURS], MEMORY_BAR, note="bytes")
+        # Memory that the process still held is not seen: what a call needs is the largest of its peaks.
+        needed = [max(peaks[OURS])] * len(peaks[OURS])
+        table.ratio(what, peaks["published"], needed, MEMORY_BAR, note="bytes")

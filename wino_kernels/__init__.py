@@ -472,8 +472,8 @@ def shadow_trunk(
         key_padding_mask: ``(B, L)`` bool, True where a row may be attended; None: everywhere.
         norm_weight: ``(D,)``, of a norm over what leaves; None: there is none.
         full_precision: rotate in float32; else in the dtype of ``x``.
-        packed: :func:`pack_trunk` of these weights, which must not have changed since; None: they are packed in the
-            call where that is needed.
+        packed: :func:`pack_trunk` of these weights; that one of them has changed since, or is another at the same
+            address, is not noticed. None: they are packed in the call where that is needed.
 
     Returns:
         ``(B, R, D)``, dense.
@@ -504,16 +504,21 @@ def shadow_trunk(
 def pack_trunk(weights: Sequence[Tensor]) -> Tensor | None:
     """The weights of :func:`shadow_trunk`, in the order in which the kernel that serves it now reads them.
 
-    Worth it for several calls with the same weights: with one short sequence, packing is a sixth of a call.
+    Worth it for several calls with the same weights and few rows.
 
     Args:
         weights: as for :func:`shadow_trunk`.
 
     Returns:
-        ``(bytes,)`` uint8, about as large as the weights; None where no kernel takes packed weights.
+        ``(bytes,)`` uint8, about as large as the weights, twice that where bfloat16 is widened; None where no kernel
+        would read it, or where the weights have more than 64 MiB.
     """
-    if not weights or not all(isinstance(weight, Tensor) for weight in weights):
-        raise TypeError("pack_trunk: weights must be tensors, nine for each layer")
+    weights = list(weights)
+    for index, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"pack_trunk: weights[{index}] must be a torch.Tensor, got {type(weight).__name__}")
+    if not weights or len(weights) % 9:
+        raise ValueError(f"pack_trunk: weights must be nine for each layer, got {len(weights)}")
     which = "shadow_trunk", weights[0].device.type
     pack = getattr(implementation(*which), "pack", None) if has_kernel(*which) else None
     return None if pack is None else pack(weights)

@@ -46,6 +46,9 @@ CPU_ISAS: tuple[str, ...] = ("avx512bf16", "avx512", "avx2", "neon", "portable")
 # Device types for which ``auto`` considers a backend; None: all. An interpreted backend accepts more on request.
 _MEANT_FOR: dict[str, tuple[str, ...] | None] = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",), "eager": None}
 
+#: Attributes a kernel may have: ``if_valid``, the same call on arguments that nobody has checked (None, with nothing
+#: done, where it does not find them valid), which an operator consults before its own checks where those cost more than
+#: the kernel; ``pack``, see :func:`wino_kernels.pack_trunk`.
 Kernel = Callable[..., Any]
 
 

@@ -637,11 +637,12 @@ def _shadow_trunk(
     full_precision: bool = True,
     packed: Tensor | None = None,
 ) -> Tensor:
-    given = x, weights, biases, cos, sin, rows
+    given = x, weights, biases, cos, sin, _dense(rows)
     which = "shadow_trunk", x.device.type
     if_valid = getattr(implementation(*which), "if_valid", None) if has_kernel(*which) else None
-    if if_valid is not None:  # as for accept_remask_
-        out = if_valid(*given, num_shadow, block_start, eps, key_padding_mask, norm_weight, full_precision, packed)
+    start, padding = _dense(block_start), _dense_or_none(key_padding_mask)
+    if if_valid is not None:
+        out = if_valid(*given, num_shadow, start, eps, padding, norm_weight, full_precision, packed)
         if out is not None:
             return cast(Tensor, out)
 
@@ -656,9 +657,8 @@ def _shadow_trunk(
         packed=packed,
     )
     kernel = implementation(*which)
-    padding = _dense_or_none(key_padding_mask)
     with _given_dtype(x.device):
-        return kernel(*given, num_shadow, _dense(block_start), eps, padding, norm_weight, full_precision, packed)
+        return kernel(*given, num_shadow, start, eps, padding, norm_weight, full_precision, packed)
 
 
 def _trajectory_loss(

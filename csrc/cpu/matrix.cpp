@@ -17,6 +17,7 @@ void multiply_rows(const A* a, int64_t stride, const uint32_t* panel, int64_t n,
   constexpr int each = sizeof(uint32_t) / sizeof(A);
   // All of `total` stays in registers only if no loop is left that indexes it: hence unrolled, before GCC decides.
   Vec::F total[R][2];
+  static_assert(kRegisterRows <= 14, "the pragmas below");
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = Vec::splat(0.0f);
   const float* column = reinterpret_cast<const float*>(panel);

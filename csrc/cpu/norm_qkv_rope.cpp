@@ -45,7 +45,7 @@ Stage NormQkvRope<T>::rows() const {
 }
 
 template <typename T>
-void NormQkvRope<T>::finish_columns(const Columns& of, const Origin* origins, int64_t count, int64_t row,
+void NormQkvRope<T>::finish_columns(const Columns& of, const Origin* origins, int64_t count, int64_t row, int64_t first,
                                     const float* sums) const {
   // Out of reach of the stores, which for all the compiler knows may change this object.
   const int64_t stride = together_, N = args_.linear[of.projection].N, d = args_.head_dim, columns = of.count;
@@ -53,13 +53,13 @@ void NormQkvRope<T>::finish_columns(const Columns& of, const Origin* origins, in
   T* out = static_cast<T*>(args_.out[of.projection]) + row * N + of.first;
   if (of.projection == 2) {
     for (int64_t i = 0; i < count; ++i)
-      store_layer(Layer<T>{sums + origins[i].row * stride, bias}, columns, out + i * N);
+      store_layer(Layer<T>{sums + (origins[i].row - first) * stride, bias}, columns, out + i * N);
     return;
   }
   const float *cosine = args_.cosine, *sine = args_.sine;
   const bool full_precision = args_.full_precision;
   for (int64_t i = 0; i < count; ++i) {
-    const Layer<T> projected{sums + origins[i].row * stride, bias};
+    const Layer<T> projected{sums + (origins[i].row - first) * stride, bias};
     const float *own_cosine = cosine + origins[i].table, *own_sine = sine + origins[i].table;
     for (int64_t c = 0; c < columns; c += d) {
       rotate(projected, c, own_cosine, own_sine, d, full_precision, out + i * N + c);
@@ -105,7 +105,7 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
         }
         int64_t end = done;
         while (end < range.count && origins[end].row < first + number) ++end;
-        finish_columns(columns, origins + done, end - done, range.first + done, sums - first * together_);
+        finish_columns(columns, origins + done, end - done, range.first + done, first, sums);
         done = end;
       });
     }

@@ -37,7 +37,9 @@ class NormQkvRope {
     int64_t first, count;
   };
 
-  void finish_columns(const Columns& of, const Origin* origins, int64_t count, int64_t row, const float* sums) const;
+  // Of `count` rows from `row` on, the sums of different rows from `first` on.
+  void finish_columns(const Columns& of, const Origin* origins, int64_t count, int64_t row, int64_t first,
+                      const float* sums) const;
 
   QkvArgs args_;
   Groups groups_;

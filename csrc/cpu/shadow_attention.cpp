@@ -165,7 +165,8 @@ WINO_HD float hide_and_find_largest(float* x, int64_t n, int64_t own) {
   return Vec::largest(Vec::max(most[0], most[1]));
 }
 
-// The weights exp(scale (x - largest)) of n scores as operands. Returns their sum; 0: no key is seen.
+// The weights exp(scale (x - largest)) of n scores as operands, and of what is behind them up to a whole vector: there,
+// as where a score is -inf, the weight is 2^-126. Returns their sum; 0: no key is seen.
 template <typename T>
 float softmax_row(const float* x, int64_t n, float scale, float largest, Operand<T>* weights) {
   if (largest == -INFINITY) {
@@ -239,8 +240,8 @@ void attend_rows(const AttentionArgs& a, const Head<T>& head, const Buffers<T>& 
     A* weights = in.weights + i * w_stride;
     sums[i] = softmax_row<T>(in.scores + i * w_stride, keys, scaled ? 1.0f : a.scale, largest[i], weights);
   }
-  // Where a score is -inf, 2^-126 stands: nothing beside the largest weight, but a product with it is not zero. Behind
-  // the last real key that product would be with a shadow key's value.
+  // 2^-126 is nothing beside the largest weight, but a product with it is not zero; behind the last real key it would
+  // be one with a shadow key's value.
   for (int64_t i = 0; i < rows; ++i) {
     pad_row(in.weights + i * w_stride, keys);
     if (own[i] >= 0) from_float(0.0f, in.weights + i * w_stride + own[i]);

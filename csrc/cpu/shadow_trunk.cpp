@@ -222,7 +222,7 @@ void norm_rows(const void* context, int64_t group, int64_t sequence, char*) {
   }
 }
 
-// Where the weights of layer l are packed: with all others, or in the place of the layer before.
+// The tasks of layer l, whose weights are packed with all others or in the place of the layer before.
 template <typename T>
 void set_tasks(const TrunkArgs& a, const Needs<T>& needs, const Buffers<T>& to, Groups groups, int64_t l) {
   const Layer3 calls = calls_of(a, to, l);

@@ -79,7 +79,7 @@ def generate(
     backbone = backbone_of(model)
     inputs = _check_inputs(backbone, config, input_ids, attention_mask, generation_ids)
     if not config.compile_step:  # torch.compile finds them itself
-        backbone.hold_weights()
+        backbone.hold_weights(packed=config.cache == "none")
     guide = _check_guide(backbone, config, unconditional_ids, unconditional_mask, inputs[0])
     run = _Run(backbone, config, *inputs, guide, streamer=streamer)
     if streamer is not None:
@@ -332,6 +332,7 @@ class _Run:
                 entering.append(sequence)
         self._leave(leaving)
         self._compact()
+        # What leaves takes its rows along; only the cached modes' parts have to be chosen anew.
         is_placed = not entering and None not in self.rows and self.config.cache == "none"
         if is_placed or not self.running:
             return

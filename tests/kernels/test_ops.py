@@ -96,6 +96,7 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     start = torch.tensor([0, 1, 2])
     loss = *loss_inputs(), *thresholds
     statistics = wino.trajectory_loss(*loss)[2]
+    packed_inputs = trunk(LAYER, number=2, shadow=2)
     return {
         "score_tokens": (wino.score_tokens, (logits, ids), {}),
         "score_tokens, noise": (wino.score_tokens, (logits.bfloat16()[:, 1], ids[:, 1]), noise((B,))),
@@ -142,6 +143,9 @@ def operator_calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         "out_norm_swiglu": layer_call(wino.out_norm_swiglu, after_attention(LAYER, torch.float32)),
         "out_norm_swiglu, all": layer_call(wino.out_norm_swiglu, after_attention(LAYER, half, biases=True)),
         "shadow_trunk": layer_call(wino.shadow_trunk, trunk(LAYER, number=2, shadow=2)),
+        "shadow_trunk, packed": layer_call(
+            wino.shadow_trunk, packed_inputs | {"packed": wino_kernels.pack_trunk(packed_inputs["weights"])}
+        ),
         "shadow_trunk, all": layer_call(wino.shadow_trunk, trunk(LAYER, half, biases=True, padded=True, shadow=2)),
         "trajectory_loss": (wino.trajectory_loss, loss, {}),
         "trajectory_loss_backward": (
@@ -657,13 +661,37 @@ def test_the_unchecked_path_takes_nothing_that_is_refused(changes: dict[str, Any
 
 
 TRUNK_REFUSALS = [changes for call, changes, _, _ in REFUSALS if call is call_trunk]
+TRUNK_REFUSALS += [
+    {"x": torch.zeros(5, 12)},
+    {"x": torch.zeros(2, 5, 12).half()},
+    {"x": torch.zeros(2, 12, 5).mT},
+    {"x": torch.zeros(2, 6, 12)},
+    {"cos": torch.zeros(5, 4)},
+    {"cos": torch.zeros(2, 1, 5, 4).double()},
+    {"cos": torch.zeros(2, 1, 4, 4)},
+    {"cos": torch.zeros(2, 1, 4, 5).mT},
+    {"sin": torch.zeros(1, 1, 5, 4)},
+    {"cos": torch.zeros(2, 1, 5, 3), "sin": torch.zeros(2, 1, 5, 3)},
+    {"biases": [torch.ones(24)[::2], *[None] * 13]},
+    {"biases": [torch.ones(12).double(), *[None] * 13]},
+    {"norm_weight": torch.ones(12).double()},
+    {"norm_weight": torch.ones(24)[::2]},
+    {"block_start": torch.zeros(2, dtype=torch.int32)},
+    {"key_padding_mask": torch.ones(2, 5)},
+    {"rows": torch.zeros(2, 1, dtype=torch.int32)},
+    {"rows": torch.full((2, 1), -1)},
+    {"num_shadow": -1},
+    {"packed": torch.zeros(2, 70, dtype=torch.uint8)},
+]
 
 
+@pytest.mark.skipif(not native_remask.HAS_EXCHANGE, reason="this torch publishes no exchange API")
 @pytest.mark.parametrize("changes", TRUNK_REFUSALS)
 def test_the_unchecked_trunk_takes_nothing_that_is_refused(changes: dict[str, Any]) -> None:
     inputs = trunk(LAYER, number=2, shadow=2, biases=True)
-    native_trunk = backends._load("cpu").kernels["shadow_trunk"]
-    assert native_trunk.if_valid(**inputs | changes) is None
+    if_valid = backends._load("cpu").kernels["shadow_trunk"].if_valid
+    assert if_valid(**inputs) is not None
+    assert if_valid(**inputs | changes) is None
 
 
 @pytest.mark.skipif(not native_remask.HAS_EXCHANGE, reason="this torch publishes no exchange API")

@@ -181,10 +181,10 @@ def test_what_is_unusual_is_left_to_the_operator() -> None:
     inputs = trunk(SHAPES[0], torch.bfloat16, biases=True, padded=True)
     out = native.shadow_trunk_ordinary(**inputs)
     assert out is not None
-    every_other = {name: inputs[name].repeat_interleave(2, 0)[::2] for name in ("rows", "key_padding_mask")}
-    for changes in ({"rows": every_other["rows"]}, {"key_padding_mask": every_other["key_padding_mask"]}):
-        assert native.shadow_trunk_ordinary(**inputs | changes) is None
-        assert torch.equal(wino_kernels.shadow_trunk(**inputs | changes), out)
+    for name in ("rows", "key_padding_mask", "block_start"):
+        strided = {name: inputs[name].repeat_interleave(2, 0)[::2]}
+        assert native.shadow_trunk_ordinary(**inputs | strided) is None
+        assert torch.equal(wino_kernels.shadow_trunk(**inputs | strided), out)
     assert native.shadow_trunk_ordinary(**trunk(SHAPES[0], torch.float16)) is None
 
 
@@ -217,30 +217,59 @@ def test_packed_weights_are_what_is_multiplied() -> None:
 
 @needs_exchange
 def test_weights_packed_of_others_are_not_used() -> None:
-    inputs = trunk(SHAPES[0])
+    inputs = trunk((2, 19, 64, 2, 2, 32, 96))  # widths that are whole panels everywhere
     weights = inputs["weights"]
-    others = [*weights[:4], weights[4].clone(), *weights[5:]]
+    others = [*weights[:4], torch.randn_like(weights[4]), *weights[5:]]
     own, shorter = wino_kernels.pack_trunk(weights), wino_kernels.pack_trunk(weights[:9])
     assert own is not None and shorter is not None
     expected = wino_kernels.shadow_trunk(**inputs)
     wrong = [wino_kernels.pack_trunk(others), shorter, own[:-1], own[:10], torch.zeros_like(own), own[:0]]
-    with backends.use_cpu_isa("portable"):
-        wrong.append(wino_kernels.pack_trunk(weights))
+    for isa in backends.CPU_ISAS:
+        if backends.why_not_cpu_isa(isa) is None and isa != _C.isa():
+            with backends.use_cpu_isa(isa):
+                wrong.append(wino_kernels.pack_trunk(weights))
     for packed in wrong:
-        assert torch.equal(wino_kernels.shadow_trunk(**inputs, packed=packed), expected)
+        assert packed is not None and torch.equal(wino_kernels.shadow_trunk(**inputs, packed=packed), expected)
+    assert any(packed.shape == own.shape and packed is not wrong[0] for packed in wrong[6:])
 
 
-def test_where_nothing_is_packed() -> None:
+def test_where_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = trunk(SHAPES[0])
     assert wino_kernels.pack_trunk(trunk(SHAPES[0], torch.float16)["weights"]) is None
-    assert wino_kernels.pack_trunk(trunk(SHAPES[0])["weights"][:8]) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "MOST_PACKED_BYTES", 100)
+        assert wino_kernels.pack_trunk(inputs["weights"]) is None
     with wino_kernels.use_backend("eager"):
-        inputs = trunk(SHAPES[0])
         assert wino_kernels.pack_trunk(inputs["weights"]) is None
         some = torch.zeros(5, dtype=torch.uint8)
         assert torch.equal(wino_kernels.shadow_trunk(**inputs, packed=some), wino_kernels.shadow_trunk(**inputs))
-    for weights in ([], [1.0], [torch.ones(3), None]):
-        with pytest.raises(TypeError, match="pack_trunk: weights must be tensors, nine for each layer"):
+    for weights, error, message in (
+        ([], ValueError, "weights must be nine for each layer, got 0"),
+        (inputs["weights"][:8], ValueError, "weights must be nine for each layer, got 8"),
+        ([inputs["x"], 1.0], TypeError, r"weights\[1\] must be a torch.Tensor, got float"),
+    ):
+        with pytest.raises(error, match=f"pack_trunk: {message}"):
             wino_kernels.pack_trunk(weights)
+
+
+@needs_exchange
+def test_packs_on_the_cpu_whatever_the_default_device() -> None:
+    inputs = trunk(SHAPES[0])
+    with torch.device("meta"):
+        packed = wino_kernels.pack_trunk(inputs["weights"])
+    assert packed is not None and packed.is_cpu
+    assert torch.equal(wino_kernels.shadow_trunk(**inputs, packed=packed), wino_kernels.shadow_trunk(**inputs))
+
+
+def test_queries_of_both_kinds_in_every_part() -> None:
+    """One head on several threads: its leaving rows, real and shadow ones, are shared out among them."""
+    torch.set_num_threads(4)
+    inputs = trunk((1, 300, 24, 3, 1, 8, 20), shadow=100)
+    every = wino_kernels.shadow_trunk(**inputs | {"rows": torch.arange(300)[None]})
+    for fewest, most in ((0, 300), (190, 300), (0, 210), (200, 300), (0, 200)):
+        rows = torch.randint(fewest, most, (1, 250))
+        found = wino_kernels.shadow_trunk(**inputs | {"rows": rows})
+        torch.testing.assert_close(found, every[:, rows[0]], rtol=1e-5, atol=1e-5)
 
 
 @over_paths("shadow_trunk")

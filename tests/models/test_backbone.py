@@ -123,7 +123,7 @@ def test_a_wrapped_projection_counts() -> None:
     model, call = build_llada(), layout(13)
     with torch.no_grad():
         backbone, held = backbone_of(model), backbone_of(model)
-        held.hold_weights()
+        held.hold_weights(packed=True)
         before = backbone.hidden_rows(**call)
         model.model.transformer["blocks"][1].v_proj.register_forward_hook(lambda module, args, output: 2 * output)
         assert not torch.allclose(backbone.hidden_rows(**call), before)
@@ -136,10 +136,10 @@ def test_weights_changed_in_their_place_count_from_the_next_hold_on(dtype: torch
     """As merging an adapter changes them; what is packed is packed anew for every decode."""
     model, call = build_llada().to(dtype), layout(13)
     backbone = backbone_of(model)
-    backbone.hold_weights()
+    backbone.hold_weights(packed=True)
     before = backbone.hidden_rows(**call)
     model.model.transformer["blocks"][1].v_proj.weight.data.mul_(2.0)
-    backbone.hold_weights()
+    backbone.hold_weights(packed=True)
     after = backbone.hidden_rows(**call)
     assert not torch.allclose(after, before)
     assert torch.equal(after, backbone_of(model).hidden_rows(**call))

@@ -104,5 +104,4 @@ def accept_remask_(
     return accepted, remasked, status
 
 
-# Consulted by the operator before its own checks: they cost more than the kernel.
 accept_remask_.if_valid = accept_remask_dense  # type: ignore[attr-defined]

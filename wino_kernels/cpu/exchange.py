@@ -1,7 +1,6 @@
 """Tensors that the native module reads itself, through DLPack's C exchange API where Torch publishes it.
 
-Looking at the tensors of a step from Python costs several times what small operators cost, and at the weights of a
-trunk a tenth of a decode.
+Looking at the tensors of a step from Python costs several times what small operators cost.
 """
 
 from __future__ import annotations

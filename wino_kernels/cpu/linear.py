@@ -14,10 +14,6 @@ MOST_WEIGHT_BYTES = 16 << 20
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def most_weight_bytes() -> int:
-    return MOST_WEIGHT_BYTES
-
-
 def is_fused(x: Tensor, *weights: Tensor) -> bool:
     """Whether the native kernel serves this call; the library's products do otherwise."""
     return x.dtype in _DTYPES and sum(w.numel() for w in weights) * x.itemsize <= MOST_WEIGHT_BYTES

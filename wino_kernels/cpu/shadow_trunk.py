@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from wino_kernels import _C
+from wino_kernels.cpu import linear as layers
 from wino_kernels.cpu.addresses import DTYPES, address
 from wino_kernels.cpu.exchange import HAS_EXCHANGE
-from wino_kernels.cpu.linear import is_fused, linear, most_weight_bytes
 from wino_kernels.cpu.norm_qkv_rope import norm_qkv_rope
 from wino_kernels.cpu.out_norm_swiglu import out_norm_swiglu
 from wino_kernels.cpu.shadow_attention import shadow_attention
 from wino_kernels.eager.norm_qkv_rope import rms_norm
 from wino_kernels.eager.shadow_trunk import BIASES, WEIGHTS, by
+
+#: Bytes of a trunk's weights that are worth being held once more.
+MOST_PACKED_BYTES = 64 << 20
 
 _one_by_one = by(norm_qkv_rope, shadow_attention, out_norm_swiglu, rms_norm)
 
@@ -35,7 +38,7 @@ def shadow_trunk(
     full_precision: bool = True,
     packed: Tensor | None = None,
 ) -> Tensor:
-    if not is_fused(x, *weights[:WEIGHTS]):
+    if not layers.is_fused(x, *weights[:WEIGHTS]):
         given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps
         return _one_by_one(*given, key_padding_mask, norm_weight, full_precision)
     batch, length, width = x.shape
@@ -92,21 +95,22 @@ def shadow_trunk_ordinary(
     out = x.new_empty(x.shape[0], rows.shape[1], x.shape[2])
     given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps
     options = key_padding_mask, norm_weight, full_precision, packed
-    done = _C.shadow_trunk_ordinary(*given, *options, out, most_weight_bytes(), torch.get_num_threads())
+    done = _C.shadow_trunk_ordinary(*given, *options, out, layers.MOST_WEIGHT_BYTES, torch.get_num_threads())
     return out if done else None
 
 
 def pack_trunk(weights: Sequence[Tensor]) -> Tensor | None:
-    """``packed`` of ``shadow_trunk``: (bytes,) uint8; None where its kernel does not serve these weights."""
-    size = _C.packed_trunk_bytes(weights, most_weight_bytes()) if HAS_EXCHANGE else 0
+    """``packed`` of ``shadow_trunk``: (bytes,) uint8; None where its kernel would not read it."""
+    if not HAS_EXCHANGE:
+        return None
+    size = _C.packed_trunk_bytes(weights, layers.MOST_WEIGHT_BYTES, MOST_PACKED_BYTES)
     if not size:
         return None
-    packed = torch.empty(size, dtype=torch.uint8)
+    packed = torch.empty(size, dtype=torch.uint8, device="cpu")
     _C.pack_trunk(weights, packed, torch.get_num_threads())
     return packed
 
 
-# Consulted by the operator before its own checks of some sixty tensors.
 shadow_trunk.if_valid = shadow_trunk_ordinary  # type: ignore[attr-defined]
 shadow_trunk.pack = pack_trunk  # type: ignore[attr-defined]
 
@@ -117,5 +121,5 @@ def _layer(
     """``Layer`` of csrc/bindings.cpp, from lists that begin with that layer's."""
     norm, q, k, v, out, inner_norm, gate, up, down = weights[:WEIGHTS]
     own = biases[:BIASES] or [None] * BIASES
-    linears = [linear(weight, bias) for weight, bias in zip((q, k, v, out, gate, up, down), own, strict=True)]
+    linears = [layers.linear(weight, bias) for weight, bias in zip((q, k, v, out, gate, up, down), own, strict=True)]
     return norm.data_ptr(), inner_norm.data_ptr(), linears

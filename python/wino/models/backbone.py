@@ -49,10 +49,15 @@ class Backbone:
         self.max_length: int = config.max_sequence_length
         self._held: tuple[list[Weights | None], Trunk | None] | None = None
 
-    def hold_weights(self) -> None:
-        """Look up the blocks' weights once, not at every pass: nothing may wrap or change them from now on."""
+    def hold_weights(self, *, packed: bool) -> None:
+        """Look up the blocks' weights once, not at every pass: nothing may wrap or change them from now on.
+
+        ``packed``: hold them as :meth:`trunk` without ``stores`` multiplies them, too.
+        """
         each, trunk = self._find_weights()
-        self._held = each, None if trunk is None else trunk._replace(packed=pack_trunk(trunk.weights))
+        if packed and trunk is not None:
+            trunk = trunk._replace(packed=pack_trunk(trunk.weights))
+        self._held = each, trunk
 
     def _find_weights(self) -> tuple[list[Weights | None], Trunk | None]:
         each = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
