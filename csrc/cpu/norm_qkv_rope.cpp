@@ -16,6 +16,32 @@ WINO_HD int64_t columns_together(const QkvArgs& a) {
   return panels(widest) * kPanel;
 }
 
+constexpr int kPlaces = 256;
+static_assert(kTaskRows < kPlaces, "a row's number and one more fit a byte");
+
+// A hash of what row x (D,) begins with.
+template <typename T>
+WINO_HD int place_of(const T* x, int64_t D) {
+  uint64_t begin = 0;
+  const int64_t bytes = D * static_cast<int64_t>(sizeof(T));
+  memcpy(&begin, x, bytes < static_cast<int64_t>(sizeof(begin)) ? bytes : sizeof(begin));
+  return static_cast<int>(begin * 0x9E3779B97F4A7C15ull >> 56);
+}
+
+// Origins of `different` rows in the order of these, equal ones as they come.
+template <typename Origin>
+void sort_by_row(Origin* origins, int64_t count, int64_t different) {
+  if (different == count) return;
+  Origin unsorted[kTaskRows];
+  int64_t end[kTaskRows + 1] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    unsorted[i] = origins[i];
+    ++end[origins[i].row + 1];
+  }
+  for (int64_t row = 0; row < different; ++row) end[row + 1] += end[row];
+  for (int64_t i = 0; i < count; ++i) origins[end[unsorted[i].row]++] = unsorted[i];
+}
+
 }  // namespace
 
 template <typename T>
@@ -53,7 +79,7 @@ void NormQkvRope<T>::finish_columns(const Columns& of, const Origin* origins, in
   T* out = static_cast<T*>(args_.out[of.projection]) + row * N + of.first;
   if (of.projection == 2) {
     for (int64_t i = 0; i < count; ++i)
-      store_layer(Layer<T>{sums + (origins[i].row - first) * stride, bias}, columns, out + i * N);
+      store_layer(Layer<T>{sums + (origins[i].row - first) * stride, bias}, columns, out + origins[i].place * N);
     return;
   }
   const float *cosine = args_.cosine, *sine = args_.sine;
@@ -62,7 +88,7 @@ void NormQkvRope<T>::finish_columns(const Columns& of, const Origin* origins, in
     const Layer<T> projected{sums + (origins[i].row - first) * stride, bias};
     const float *own_cosine = cosine + origins[i].table, *own_sine = sine + origins[i].table;
     for (int64_t c = 0; c < columns; c += d) {
-      rotate(projected, c, own_cosine, own_sine, d, full_precision, out + i * N + c);
+      rotate(projected, c, own_cosine, own_sine, d, full_precision, out + origins[i].place * N + c);
     }
   }
 }
@@ -79,16 +105,21 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
   const T* rows[kTaskRows];
   float scales[kTaskRows];
   int64_t different = 0;
+  uint8_t known[kPlaces] = {};  // by a row's hash, one more than which of the different rows it may be
   for (int64_t i = 0; i < range.count; ++i) {
     const int64_t r = range.first + i, b = r / job.count, l = job.rows == nullptr ? r % job.count : job.rows[r];
     const T* x = static_cast<const T*>(a.x) + b * a.x_batch_stride + l * a.x_row_stride;
-    // In the first layer a run of masked tokens, the shadow block say, is one row many times over: multiplied once.
-    if (different == 0 || memcmp(rows[different - 1], x, a.D * sizeof(T)) != 0) {
+    // In the first layer equal tokens, masks and the shadow block above all, are one row many times over: multiplied
+    // once.
+    uint8_t* place = known + place_of(x, a.D);
+    if (*place == 0 || memcmp(rows[*place - 1], x, a.D * sizeof(T)) != 0) {
       rows[different] = x;
       scales[different++] = rms_scale(x, a.eps, a.D);
+      *place = static_cast<uint8_t>(different);
     }
-    origins[i] = {different - 1, b * a.table_batch_stride + l * a.table_row_stride};
+    origins[i] = {*place - 1, b * a.table_batch_stride + l * a.table_row_stride, i};
   }
+  sort_by_row(origins, range.count, different);
   for (int64_t i = 0; i < different; ++i) {
     scale_row(rows[i], scales[i], static_cast<const T*>(a.norm_weight), a.D, normed + i * stride);
     pad_row(normed + i * stride, a.D);
@@ -105,7 +136,7 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
         }
         int64_t end = done;
         while (end < range.count && origins[end].row < first + number) ++end;
-        finish_columns(columns, origins + done, end - done, range.first + done, first, sums);
+        finish_columns(columns, origins + done, end - done, range.first, first, sums);
         done = end;
       });
     }

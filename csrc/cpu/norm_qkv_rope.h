@@ -26,9 +26,9 @@ class NormQkvRope {
     int64_t tasks;        // of each group
   };
 
-  // Which of the different rows a row is, and where its rotary table begins.
+  // Which of the different rows a row is, where its rotary table begins, and which of the task's rows it is.
   struct Origin {
-    int64_t row, table;
+    int64_t row, table, place;
   };
 
   void project_rows(const Job& job, int64_t group, int64_t task, char* scratch) const;
@@ -37,7 +37,7 @@ class NormQkvRope {
     int64_t first, count;
   };
 
-  // Of `count` rows from `row` on, the sums of different rows from `first` on.
+  // Of rows whose task begins with `row`; the sums are those of different rows from `first` on.
   void finish_columns(const Columns& of, const Origin* origins, int64_t count, int64_t row, int64_t first,
                       const float* sums) const;
 

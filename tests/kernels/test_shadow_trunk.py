@@ -104,11 +104,14 @@ def test_rows_leave_in_their_order(path: str) -> None:
 @over_compiled_paths("shadow_trunk")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equal_rows(path: str, dtype: torch.dtype) -> None:
-    """Runs of one token, as masks are, across the bounds of tasks and sequences: what each row alone would be."""
+    """Few tokens many times over, as masks are, in runs and scattered, across the bounds of tasks and sequences; rows
+    that only begin alike: what each row alone would be."""
     inputs = trunk((2, 200, 24, 3, 1, 8, 20), dtype, shadow=60)
     inputs["x"][:, 20:120] = inputs["x"][0, 20]
     inputs["x"][:, 140:] = inputs["x"][0, 20]
     inputs["x"][1, :5] = inputs["x"][0, -1]
+    inputs["x"][:, 0:20:3], inputs["x"][:, 1:20:3] = inputs["x"][0, -1], inputs["x"][0, 2]
+    inputs["x"][:, 121:140:2, :8] = inputs["x"][0, 20, :8]
     found, exact = wino_kernels.shadow_trunk(**inputs), eager(widened(inputs))
     assert (found.double() - exact).abs().max() < (0.2 if dtype == torch.bfloat16 else 1e-4)
 
