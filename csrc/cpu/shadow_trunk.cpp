@@ -284,18 +284,44 @@ TrunkArgs layers_alone(const TrunkArgs& a) {
   return alone;
 }
 
+// The packing of all layers as tasks of one stage, layer by layer.
+template <typename T>
+struct Packing {
+  const TrunkArgs& args;
+  const Needs<T> needs;
+  const Buffers<T> nowhere;
+  char* packed;
+  int64_t each = 0;  // tasks of a layer
+
+  Packing(const TrunkArgs& a, char* packed) : args(a), needs(a), nowhere(a, 0, 0, 0, nullptr), packed(packed) {
+    with_stages(0, [this](const Stage& qkv, const Stage& mlp) { each = qkv.tasks + mlp.tasks; });
+  }
+
+  template <typename Function>
+  void with_stages(int64_t l, const Function& f) const {
+    char* memory = packed + l * (needs.qkv + needs.mlp);
+    const Layer3 calls = calls_of(args, nowhere, l);
+    const NormQkvRope<T> before(calls.before, {1, 1}, memory);
+    const OutNormSwiglu<T> after(calls.after, {1, 1}, memory + needs.qkv);
+    f(before.packing(), after.packing());
+  }
+
+  static void run(const void* context, int64_t, int64_t task, char*) {
+    const Packing& self = *static_cast<const Packing*>(context);
+    self.with_stages(task / self.each, [&](const Stage& qkv, const Stage& mlp) {
+      const int64_t number = task % self.each;
+      const Stage& stage = number < qkv.tasks ? qkv : mlp;
+      stage.run(stage.context, 0, number < qkv.tasks ? number : number - qkv.tasks, nullptr);
+    });
+  }
+};
+
 template <typename T>
 void pack(const TrunkArgs& a, char* packed) {
-  const Needs<T> needs(a);
-  const Buffers<T> nowhere(a, 0, 0, 0, nullptr);
-  for (int64_t l = 0; l < a.num_layers; ++l, packed += needs.qkv + needs.mlp) {
-    const Layer3 calls = calls_of(a, nowhere, l);
-    const NormQkvRope<T> before(calls.before, {1, 1}, packed);
-    const OutNormSwiglu<T> after(calls.after, {1, 1}, packed + needs.qkv);
-    Stage stages[2] = {before.packing(), after.packing()};
-    int64_t done[2];
-    run_stages(stages, 2, done, a.threads, nullptr, 0);
-  }
+  const Packing<T> packing(a, packed);
+  Stage stage{1, a.num_layers * packing.each, Packing<T>::run, &packing};
+  int64_t done;
+  run_stages(&stage, 1, &done, a.threads, nullptr, 0);
 }
 
 template <typename T>
