@@ -103,7 +103,6 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
   A* normed = reinterpret_cast<A*>(scratch + kRegisterRows * together_ * sizeof(float));
   Origin origins[kTaskRows];
   const T* rows[kTaskRows];
-  float scales[kTaskRows];
   int64_t different = 0;
   uint8_t known[kPlaces] = {};  // by a row's hash, one more than which of the different rows it may be
   for (int64_t i = 0; i < range.count; ++i) {
@@ -113,17 +112,13 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
     // once.
     uint8_t* place = known + place_of(x, a.D);
     if (*place == 0 || memcmp(rows[*place - 1], x, a.D * sizeof(T)) != 0) {
-      rows[different] = x;
-      scales[different++] = rms_scale(x, a.eps, a.D);
+      rows[different++] = x;
       *place = static_cast<uint8_t>(different);
     }
     origins[i] = {*place - 1, b * a.table_batch_stride + l * a.table_row_stride, i};
   }
   sort_by_row(origins, range.count, different);
-  for (int64_t i = 0; i < different; ++i) {
-    scale_row(rows[i], scales[i], static_cast<const T*>(a.norm_weight), a.D, normed + i * stride);
-    pad_row(normed + i * stride, a.D);
-  }
+  norm_operands(rows, different, static_cast<const T*>(a.norm_weight), a.eps, a.D, normed, stride);
   for (int projection = job.first; projection < job.last; ++projection) {
     const int64_t N = a.linear[projection].N;
     for (int64_t n = 0; n < N; n += together_) {

@@ -67,8 +67,7 @@ void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch
   const Range range = groups_.rows_of(group, task, tasks_, a.L);
   const int64_t first = range.first, count = range.count, inner = a.linear[kDown].K, D = a.D;
 
-  // The sums of a run of rows in columns n ... n + kPanel of a layer; what becomes of them follows at once, while the
-  // products of the next run begin.
+  // The sums of a run of rows in columns n ... n + kPanel of a layer; what becomes of them follows at once.
   const auto multiply = [&](Linear which, const A* from, int64_t stride, int64_t n, Range run, float* to) {
     const uint32_t* panel = weights_.panel(which, n);
     multiply_panel(from + run.first * stride, run.count, stride, panel, a.linear[which].K, to, kPanel);
@@ -84,18 +83,14 @@ void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch
     store_operands(x, D, residual + i * D);
     gather_heads<T>(a, row, in + i * size.in_stride);
   }
-  for_each_run_of_columns(a.D, [&](int64_t n, Range run) {
+  for_each_run_of_columns(D, [&](int64_t n, Range run) {
     multiply(kOut, in, size.in_stride, n, run, sums);
     T* both = residual + run.first * D + n;
     add_residual(both, LayerPanel<T>(sums, a.linear[kOut], n), run.count, D, both);
   });
-  float scales[kTaskRows];
-  for (int64_t i = 0; i < count; ++i) scales[i] = rms_scale(residual + i * a.D, a.eps, a.D);
-  for (int64_t i = 0; i < count; ++i) {
-    A* to = in + i * size.in_stride;
-    scale_row(residual + i * a.D, scales[i], static_cast<const T*>(a.norm_weight), a.D, to);
-    pad_row(to, a.D);
-  }
+  const T* rows[kTaskRows];
+  for (int64_t i = 0; i < count; ++i) rows[i] = residual + i * D;
+  norm_operands(rows, count, static_cast<const T*>(a.norm_weight), a.eps, D, in, size.in_stride);
   float* up = sums + kRegisterRows * kPanel;
   for_each_run_of_columns(inner, [&](int64_t n, Range run) {
     multiply(kGate, in, size.in_stride, n, run, sums);
@@ -104,7 +99,7 @@ void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch
     swiglu(gate_panel, up_panel, run.count, middle + run.first * size.middle_stride + n, size.middle_stride);
   });
   for (int64_t i = 0; i < count; ++i) pad_row(middle + i * size.middle_stride, inner);
-  for_each_run_of_columns(a.D, [&](int64_t n, Range run) {
+  for_each_run_of_columns(D, [&](int64_t n, Range run) {
     multiply(kDown, middle, size.middle_stride, n, run, sums);
     T* to = static_cast<T*>(a.out) + (first + run.first) * D + n;
     add_residual(residual + run.first * D + n, LayerPanel<T>(sums, a.linear[kDown], n), run.count, D, to);

@@ -113,6 +113,18 @@ WINO_HD void scale_row(const T* x, float scale, const T* weight, int64_t n, A* t
   for (; i < n; ++i) Round<T>::store_one(to + i, to_float(weight[i]) * Round<T>::one(to_float(x[i]) * scale));
 }
 
+// The norms of rows x[0], ... x[count - 1] as operands, `stride` apart. All scales first: what one of them takes hides
+// behind the others.
+template <typename T, typename A>
+void norm_operands(const T* const* x, int64_t count, const T* weight, float eps, int64_t n, A* to, int64_t stride) {
+  float scales[kTaskRows];
+  for (int64_t i = 0; i < count; ++i) scales[i] = rms_scale(x[i], eps, n);
+  for (int64_t i = 0; i < count; ++i) {
+    scale_row(x[i], scales[i], weight, n, to + i * stride);
+    pad_row(to + i * stride, n);
+  }
+}
+
 template <typename T>
 WINO_HD void store_layer(const Layer<T>& y, int64_t n, T* to) {
   int64_t i = for_vectors(n, [&](auto count, int64_t first) {

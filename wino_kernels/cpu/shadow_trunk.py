@@ -42,7 +42,6 @@ def shadow_trunk(
         given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps
         return _one_by_one(*given, key_padding_mask, norm_weight, full_precision)
     batch, length, width = x.shape
-    rows = rows.contiguous()
     out = x.new_empty(batch, rows.shape[1], width)
     if not out.numel():
         return out
