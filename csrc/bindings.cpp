@@ -12,6 +12,7 @@
 #include "cpu/select.h"
 #include "cpu/threads.h"
 #include "exchange.h"
+#include "ordinary.h"
 #include "scratch.h"
 
 namespace py = pybind11;
@@ -369,11 +370,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("trajectory_loss_end", &wino::cpu::trajectory_loss_end, release_gil());
   m.def("trajectory_loss_gradient", &wino::cpu::trajectory_loss_gradient, release_gil());
   m.def("accept_remask", &wino::cpu::accept_remask, release_gil());
-  m.def("use_exchange_of", &wino::use_exchange_of);
-  m.def("accept_remask_dense", &wino::accept_remask_dense);
-  m.def("shadow_trunk_ordinary", &wino::shadow_trunk_ordinary);
-  m.def("packed_trunk_bytes", &wino::packed_trunk_bytes);
-  m.def("pack_trunk", &wino::pack_trunk);
+  m.def("use_exchange_of", &wino::exchange::use_exchange_of);
+  m.def("accept_remask_ordinary", &wino::ordinary::accept_remask);
+  m.def("linear_score_tokens_ordinary", &wino::ordinary::linear_score_tokens);
+  m.def("shadow_trunk_ordinary", &wino::ordinary::shadow_trunk);
+  m.def("packed_trunk_bytes", &wino::ordinary::packed_trunk_bytes);
+  m.def("pack_trunk", &wino::ordinary::pack_trunk);
   m.def("accept", &wino::cpu::accept, release_gil());
   m.def("wino_step", &wino::cpu::wino_step, release_gil());
   m.def("shadow_attention", &wino::cpu::shadow_attention, release_gil());

@@ -1,4 +1,4 @@
-// The part of DLPack 1.3 (https://github.com/dmlc/dlpack, Apache-2.0) that exchange.cpp needs: tensors, and the C
+// The part of DLPack 1.3 (https://github.com/dmlc/dlpack, Apache-2.0) that exchange.h needs: tensors, and the C
 // exchange API that a framework publishes as `__dlpack_c_exchange_api__` of its tensor type.
 #pragma once
 

@@ -1,36 +1,48 @@
-// Calls of a few microseconds, where reading ten tensors from Python would cost more than the kernel: the tensors come
-// as objects, read through the framework's DLPack exchange API.
+// Tensors that come as objects, read through the framework's DLPack exchange API: looking at one from Python costs as
+// much as a small kernel.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-namespace wino {
+#include <initializer_list>
 
-// Takes `tensor_type.__dlpack_c_exchange_api__`; false where the type publishes none that is understood.
+#include "dlpack.h"
+
+namespace wino {
+namespace exchange {
+
+using dlpack::DataType;
+using dlpack::Tensor;
+
+constexpr DataType kInt64{dlpack::kInt, 64, 1}, kInt32{dlpack::kInt, 32, 1}, kFloat32{dlpack::kFloat, 32, 1},
+    kBFloat16{dlpack::kBfloat, 16, 1}, kFloat16{dlpack::kFloat, 16, 1}, kUint8{dlpack::kUint, 8, 1},
+    kBool{dlpack::kBool, 8, 1};
+
+bool same(DataType a, DataType b);
+
+bool has_shape(const Tensor& t, const int64_t* begin, const int64_t* end);
+bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape);
+
+// Takes `tensor_type.__dlpack_c_exchange_api__`, which all below needs; false where the type publishes none that is
+// understood.
 bool use_exchange_of(const pybind11::object& tensor_type);
 
-// accept_remask_ on valid arguments that are dense CPU tensors: the three results. None, with nothing done, for all
-// others.
-pybind11::object accept_remask_dense(const pybind11::object& tokens, const pybind11::object& masked,
-                                     const pybind11::object& revocable, const pybind11::object& token_ids,
-                                     const pybind11::object& confidence, const pybind11::object& last, int64_t mask_id,
-                                     const pybind11::object& threshold, const pybind11::object& threshold_back,
-                                     int64_t numerator, int64_t denominator, int64_t min_accept, int64_t max_accept,
-                                     bool verify_last, int threads);
+// What use_exchange_of() took.
+const dlpack::ExchangeApi& api();
 
-// shadow_trunk on valid arguments that are CPU tensors, with weights of at most `most_layer_bytes` a layer; writes
-// `out` (B, R, D). false, with nothing done, for all others. The caller keeps all tensors alive.
-bool shadow_trunk_ordinary(const pybind11::object& x, const pybind11::sequence& weights,
-                           const pybind11::sequence& biases, const pybind11::object& cosine,
-                           const pybind11::object& sine, const pybind11::object& rows, int64_t num_shadow,
-                           const pybind11::object& block_start, float eps, const pybind11::object& visible,
-                           const pybind11::object& norm, bool full_precision, const pybind11::object& packed,
-                           const pybind11::object& out, int64_t most_layer_bytes, int threads);
+// Views `object` if it is a CPU tensor.
+bool view(const pybind11::handle& object, Tensor* out);
 
-// The weights of shadow_trunk as its kernel reads them: how many bytes they take (0: it would not read these, or they
-// are more than most_bytes together), and into a tensor of so many. That is used with weights at the same addresses
-// and the same instruction set.
-int64_t packed_trunk_bytes(const pybind11::sequence& weights, int64_t most_layer_bytes, int64_t most_bytes);
-void pack_trunk(const pybind11::sequence& weights, const pybind11::object& packed, int threads);
+// Views `object` if it is a dense CPU tensor of that dtype.
+bool view(const pybind11::handle& object, DataType dtype, Tensor* out);
 
+// Views `object` if it is a CPU tensor of that dtype and shape with unit stride in the last dimension.
+bool view_rows(const pybind11::handle& object, DataType dtype, std::initializer_list<int64_t> shape, Tensor* out);
+
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data);
+}
+
+}  // namespace exchange
 }  // namespace wino

@@ -450,6 +450,12 @@ def _given_dtype(device: torch.device) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext()
 
 
+def _if_valid(op: str, like: Tensor) -> Callable[..., Any] | None:
+    """A backend that looks at tensors faster than Python does may take an ordinary call as it comes."""
+    device_type = like.device.type
+    return getattr(implementation(op, device_type), "if_valid", None) if has_kernel(op, device_type) else None
+
+
 def _score_tokens(
     logits: Tensor, candidate_ids: Tensor, *, temperature: Tensor | None = None, seed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -468,6 +474,11 @@ def _linear_score_tokens(
     seed: Tensor | None = None,
     round_to: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
+    if (if_valid := _if_valid("linear_score_tokens", hidden)) is not None:
+        scores = if_valid(hidden, weight, candidate_ids, bias, temperature, seed, round_to)
+        if scores is not None:
+            return cast("tuple[Tensor, Tensor]", scores)
+
     _check_linear_score_tokens(
         hidden, weight, candidate_ids, bias=bias, temperature=temperature, seed=seed, round_to=round_to
     )
@@ -493,13 +504,11 @@ def _accept_remask_(
     max_accept: int = 20,
     verify_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = implementation("accept_remask_", tokens.device.type)
     rule = mask_id, threshold, threshold_back, accept_fraction, min_accept, max_accept, verify_last
-    # A backend that looks at tensors faster than Python does may take an ordinary call as it comes.
-    if (if_valid := getattr(kernel, "if_valid", None)) is not None:
+    if (if_valid := _if_valid("accept_remask_", tokens)) is not None:
         results = if_valid(tokens, masked, revocable, token_ids, confidence, last_accepted, *rule)
         if results is not None:
-            return results
+            return cast("tuple[Tensor, Tensor, Tensor]", results)
 
     op = "accept_remask_"
     _check_block(op, tokens, masked)
@@ -507,7 +516,7 @@ def _accept_remask_(
     _check_draft(op, tokens, token_ids, confidence)
     _check_rule(op, tokens, *rule)
     _check_distinct(op, masked, revocable)
-    return kernel(
+    return implementation(op, tokens.device.type)(
         tokens,
         masked,
         revocable,
@@ -638,10 +647,8 @@ def _shadow_trunk(
     packed: Tensor | None = None,
 ) -> Tensor:
     given = x, weights, biases, cos, sin, _dense(rows)
-    which = "shadow_trunk", x.device.type
-    if_valid = getattr(implementation(*which), "if_valid", None) if has_kernel(*which) else None
     start, padding = _dense(block_start), _dense_or_none(key_padding_mask)
-    if if_valid is not None:
+    if (if_valid := _if_valid("shadow_trunk", x)) is not None:
         out = if_valid(*given, num_shadow, start, eps, padding, norm_weight, full_precision, packed)
         if out is not None:
             return cast(Tensor, out)
@@ -656,7 +663,7 @@ def _shadow_trunk(
         full_precision=full_precision,
         packed=packed,
     )
-    kernel = implementation(*which)
+    kernel = implementation("shadow_trunk", x.device.type)
     with _given_dtype(x.device):
         return kernel(*given, num_shadow, start, eps, padding, norm_weight, full_precision, packed)
 

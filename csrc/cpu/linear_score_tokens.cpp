@@ -70,8 +70,8 @@ struct Shared {
   Layout<T> layout;
   const int64_t* wanted;  // the rows that are scored now
   int64_t rows, groups;
-  const Operand<T>* in;  // these rows
-  Score* scores;         // [stretches, rows]
+  Operand<T>* in;  // these rows
+  Score* scores;   // [stretches, rows]
   char* scratch;
   int64_t next_thread;
   TaskQueue queue;
@@ -79,7 +79,9 @@ struct Shared {
 
 template <typename Rounding, typename T>
 WINO_HD void round_logits(float* x, const T* bias, int64_t n) {
-  int64_t i = for_vectors(n, [&](auto count, int64_t first) {
+  // Without a bias whole vectors: what is behind the last logit is of no account.
+  const int64_t end = bias == nullptr ? (n + Vec::N - 1) / Vec::N * Vec::N : n;
+  int64_t i = for_vectors(end, [&](auto count, int64_t first) {
     Vec::F logits[count.n];
     load(x + first, logits);
     for (int k = 0; k < count.n && bias != nullptr; ++k) {
@@ -88,7 +90,7 @@ WINO_HD void round_logits(float* x, const T* bias, int64_t n) {
     Round<Rounding>::all(logits);
     store(logits, x + first);
   });
-  for (; i < n; ++i) x[i] = Round<Rounding>::one(bias == nullptr ? x[i] : x[i] + to_float(bias[i]));
+  for (; i < n; ++i) x[i] = Round<Rounding>::one(x[i] + to_float(bias[i]));
 }
 
 // Sums of one row become logits: n of them, then -inf up to whole steps of the reduction.
@@ -176,30 +178,16 @@ void score_columns(const Shared<T>& shared, int64_t begin, int64_t end, int64_t 
   }
 }
 
-template <typename T>
-void work(void* context) {
-  Shared<T>& shared = *static_cast<Shared<T>*>(context);
-  const Layout<T>& layout = shared.layout;
-  const int64_t thread = __atomic_fetch_add(&shared.next_thread, 1, __ATOMIC_RELAXED), V = shared.args.head.N;
-  char* scratch = shared.scratch + thread * layout.thread_bytes;
-  for (int64_t task; shared.queue.take(&task);) {
-    // Neighbouring tasks read the same weights.
-    const int64_t stretch = task / shared.groups, group = task % shared.groups;
-    const int64_t begin = stretch * layout.stretch, end = begin + layout.stretch < V ? begin + layout.stretch : V;
-    const int64_t first = shared.rows * group / shared.groups, last = shared.rows * (group + 1) / shared.groups;
-    score_columns(shared, begin, end, first, last - first, shared.scores + stretch * shared.rows + first, scratch);
-  }
-}
-
 // From the stretches' results, joined from left to right.
 template <typename T>
 void finish_row(const Shared<T>& shared, int64_t i) {
   const HeadArgs& a = shared.args;
   const int64_t r = shared.wanted[i], candidate = a.candidate_ids[r];
-  ExpSum softmax = empty_exp_sum();
-  Best best = empty_best();
-  float best_logit = NAN, given = NAN;
-  for (int64_t stretch = 0; stretch < shared.layout.stretches; ++stretch) {
+  const Score& first = shared.scores[i];
+  ExpSum softmax{first.max, first.sum};
+  Best best{first.best, first.best_id};
+  float best_logit = first.best_logit, given = first.given;
+  for (int64_t stretch = 1; stretch < shared.layout.stretches; ++stretch) {
     const Score& part = shared.scores[stretch * shared.rows + i];
     softmax = merge(softmax, {part.max, part.sum});
     if (part.given == part.given) given = part.given;
@@ -212,6 +200,35 @@ void finish_row(const Shared<T>& shared, int64_t i) {
   const float confidence = probability(draws ? best_logit : given, softmax);
   a.confidence[r] = confidence;
   a.token_ids[r] = candidate != kDraft ? candidate : draws && confidence == confidence ? best.id : 0;
+}
+
+template <typename T>
+void gather_rows(const Shared<T>& shared, int64_t first, int64_t last) {
+  const HeadArgs& a = shared.args;
+  for (int64_t i = first; i < last; ++i) {
+    Operand<T>* to = shared.in + i * shared.layout.stride;
+    store_operands(static_cast<const T*>(a.hidden) + shared.wanted[i] * a.row_stride, a.head.K, to);
+    pad_row(to, a.head.K);
+  }
+}
+
+template <typename T>
+void work(void* context) {
+  Shared<T>& shared = *static_cast<Shared<T>*>(context);
+  const Layout<T>& layout = shared.layout;
+  const int64_t thread = __atomic_fetch_add(&shared.next_thread, 1, __ATOMIC_RELAXED), V = shared.args.head.N;
+  char* scratch = shared.scratch + thread * layout.thread_bytes;
+  for (int64_t task; shared.queue.take(&task);) {
+    // Neighbouring tasks read the same weights.
+    const int64_t stretch = task / shared.groups, group = task % shared.groups;
+    const int64_t begin = stretch * layout.stretch, end = begin + layout.stretch < V ? begin + layout.stretch : V;
+    const int64_t first = shared.rows * group / shared.groups, last = shared.rows * (group + 1) / shared.groups;
+    // A task that has all columns of its rows sees to everything about them.
+    const bool has_all = layout.stretches == 1;
+    if (has_all) gather_rows(shared, first, last);
+    score_columns(shared, begin, end, first, last - first, shared.scores + stretch * shared.rows + first, scratch);
+    for (int64_t i = first; has_all && i < last; ++i) finish_row(shared, i);
+  }
 }
 
 // The next `most` rows that need logits, from row `next` on; those between that need none are finished here.
@@ -230,14 +247,6 @@ int64_t choose_rows(const HeadArgs& a, int64_t most, int64_t* next, int64_t* wan
   return count;
 }
 
-template <typename T>
-void gather_rows(const HeadArgs& a, const int64_t* wanted, int64_t count, int64_t stride, Operand<T>* to) {
-  for (int64_t i = 0; i < count; ++i, to += stride) {
-    store_operands(static_cast<const T*>(a.hidden) + wanted[i] * a.row_stride, a.head.K, to);
-    pad_row(to, a.head.K);
-  }
-}
-
 // Parts of the rows: small enough for a thread's memory, and of few stretches as many as there are threads to busy.
 int64_t groups_of(int64_t rows, int64_t group, int64_t stretches, int threads) {
   const int64_t least = (rows + group - 1) / group, most = (rows + kRegisterRows - 1) / kRegisterRows;
@@ -253,7 +262,6 @@ void run(const HeadArgs& a, char* memory) {
   for (int64_t next = 0; next < a.rows;) {
     const int64_t rows = choose_rows(a, layout.at_once, &next, wanted);
     if (rows == 0) return;
-    gather_rows<T>(a, wanted, rows, layout.stride, gathered);
     const int64_t groups = groups_of(rows, layout.group, layout.stretches, a.threads);
     const int64_t tasks = layout.stretches * groups;
     Shared<T> shared{a,
@@ -266,8 +274,10 @@ void run(const HeadArgs& a, char* memory) {
                      memory + layout.threads,
                      0,
                      {tasks, 0}};
+    const bool in_stretches = layout.stretches > 1;
+    if (in_stretches) gather_rows(shared, 0, rows);
     run_on_threads(tasks < a.threads ? static_cast<int>(tasks) : a.threads, work<T>, &shared);
-    for (int64_t i = 0; i < rows; ++i) finish_row(shared, i);
+    for (int64_t i = 0; in_stretches && i < rows; ++i) finish_row(shared, i);
   }
 }
 

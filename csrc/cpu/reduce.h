@@ -36,7 +36,7 @@ WINO_HD float block_max(const T* x, int64_t n) {
   for (int64_t i = 0; i < n; i += 4 * Vec::N) {
     for (int k = 0; k < 4; ++k) m[k] = Vec::max(Vec::load(x + i + k * Vec::N), m[k]);  // NaN is passed over here
   }
-  return reduce_max(Vec::max(Vec::max(m[0], m[1]), Vec::max(m[2], m[3])));
+  return Vec::largest(Vec::max(Vec::max(m[0], m[1]), Vec::max(m[2], m[3])));
 }
 
 struct BlockSum {
@@ -73,7 +73,7 @@ WINO_HD BlockSum block_exp_sum(const T* x, int64_t n, float reference) {
     for (int k = 0; k < 4; ++k) total[k] = Vec::add(total[k], s[k]);
   }
   return {reduce_add(Vec::add(Vec::add(total[0], total[1]), Vec::add(total[2], total[3]))),
-          reduce_max(Vec::max(Vec::max(m[0], m[1]), Vec::max(m[2], m[3])))};
+          Vec::largest(Vec::max(Vec::max(m[0], m[1]), Vec::max(m[2], m[3])))};
 }
 
 template <typename T>
@@ -142,7 +142,8 @@ WINO_HD void reduce_block(const T* x, int64_t n, int64_t id, const Draw* draw, R
     reference = block.max;
     block = block_exp_sum(x, n, reference);
   }
-  row.softmax = merge(row.softmax, {reference, block.sum});
+  const ExpSum own{reference, block.sum};
+  row.softmax = row.softmax.max == -INFINITY && row.softmax.sum == 0.0 ? own : merge(row.softmax, own);
 
   if (draw == nullptr) return;
   if (draw->temperature > 0.0f) {

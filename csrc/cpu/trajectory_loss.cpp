@@ -48,7 +48,7 @@ WINO_HD Moments block_moments(const T* x, int64_t n, float reference) {
     moments += reduce_add(Vec::add(Vec::add(moment[0], moment[1]), Vec::add(moment[2], moment[3])));
     for (int k = 0; k < 4; ++k) sum[k] = moment[k] = Vec::splat(0.0f);
   }
-  return {sums, moments, reduce_max(Vec::max(Vec::max(top[0], top[1]), Vec::max(top[2], top[3])))};
+  return {sums, moments, Vec::largest(Vec::max(Vec::max(top[0], top[1]), Vec::max(top[2], top[3])))};
 }
 
 template <typename T>

@@ -115,21 +115,15 @@ WINO_HD void power_of_two(Vec::F (&x)[W]) {
 constexpr float kLog2OfE = 1.44269504f;
 
 // Halving: the order is fixed, and the chains are short.
-WINO_HD float reduce_max(Vec::F a) {
-  float lane[Vec::N];
-  Vec::store(lane, a);
-  for (int half = Vec::N / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  }
-  return lane[0];
-}
-
 WINO_HD double reduce_add(Vec::F a) {
   float lane[Vec::N];
   Vec::store(lane, a);
   double sum[Vec::N];
+#pragma GCC unroll 16
   for (int i = 0; i < Vec::N; ++i) sum[i] = lane[i];
+#pragma GCC unroll 4
   for (int half = Vec::N / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
     for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
   }
   return sum[0];

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import wino_kernels
@@ -53,6 +54,8 @@ class Batch:
         steps: (B,) int64, forward passes so far.
         report: (B, 3) int32, what the host reads after a step: the decoder's status (SPEC section 6), ``last``, and
             whether the block holds nothing but the end-of-sequence token.
+        common_start: where in ``tokens`` all blocks begin; None: not all at one place, or a graph or a compiled step is
+            to serve any place.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Batch:
         self.seed = per_request(config.seed, batch, device, torch.int64)
         self.end_token_id = -1 if backbone.eos_token_id is None else backbone.eos_token_id
         self.samples = any(value > 0 for value in _values(config.temperature))
+        self.common_start = self._start_of([0])
         self._start_blocks(batch, device)
         self._lay_out(visible, guide)
 
@@ -126,8 +130,9 @@ class Batch:
         behind = torch.arange(1, self.num_real - self.prompt_length + 1, device=visible.device)
         positions = torch.cat((positions, positions[:, :, -1:] + behind), dim=2)  # [B, C, P + G]
         self.positions = positions[:, 0].contiguous()  # [B, P + G]
-        placed = torch.cat((positions, positions[:, :, : self.num_shadow]), dim=2).flatten(0, 1)
-        self.cos, self.sin = (table.unflatten(0, (-1, copies)) for table in backbone.rotary(placed))  # [B, C, 1, L, d]
+        placed = torch.cat((positions, positions[:, :, : self.num_shadow]), dim=2)
+        every = backbone.rotary(torch.arange(self.num_real, device=visible.device))
+        self.cos, self.sin = (F.embedding(placed, table[0, 0])[:, :, None] for table in every)  # [B, C, 1, L, d]
         self.padding: Tensor | None = None  # [B, C, L]
         if not bool(shown.all()):
             rest = shown.new_ones(batch, copies, self.num_real + self.num_shadow - self.prompt_length)
@@ -150,17 +155,29 @@ class Batch:
         self.block_start.copy_(self.prompt_length + number * self.block_length)
         self.block_positions.copy_(self.block_start[:, None] + self.offsets)
         self.embedded_rows.copy_(self._rows_of_blocks())
+        self.common_start = self._start_of(blocks)
         self._read_blocks()
         fresh = state.tokens == self.backbone.mask_token_id
         state.masked.copy_(torch.where(starting[:, None], fresh, state.masked) & ~idle[:, None])
         state.revocable.masked_fill_((starting | idle)[:, None], False)
         state.last_accepted.masked_fill_(starting, _LAST_ACCEPTED_AT_START).masked_fill_(idle, 0)
         state.block_step.masked_fill_(starting, 0)
-        if self.num_shadow:
-            for table in (self.cos, self.sin):
-                rows = self.block_positions[:, None, None, :, None].expand(*table.shape[:3], -1, table.shape[-1])
-                table[:, :, :, self.num_real :] = table.gather(3, rows)
+        for table in (self.cos, self.sin) if self.num_shadow else ():
+            table[:, :, :, self.num_real :] = self._rows_of_table(table)
         return self.cache is not None and self._choose_part(blocks)
+
+    def _start_of(self, blocks: Sequence[int | None]) -> int | None:
+        different = {block for block in blocks if block is not None}
+        if len(different) != 1 or self.config.cuda_graph or self.config.compile_step:
+            return None
+        return self.prompt_length + different.pop() * self.block_length
+
+    def _rows_of_table(self, table: Tensor) -> Tensor:
+        """(B, C, 1, K, d), the blocks' rows of a rotary table."""
+        if self.common_start is not None:
+            return table[:, :, :, self.common_start : self.common_start + self.block_length]
+        rows = self.block_positions[:, None, None, :, None]
+        return table.gather(3, rows.expand(*table.shape[:3], -1, table.shape[-1]))
 
     def _choose_part(self, blocks: Sequence[int | None]) -> bool:
         """The tokens that run through the layers beside the cache: block, with "prefix" all behind it, shadow block."""
@@ -198,8 +215,12 @@ class Batch:
         return first + self.block_positions[:, None]
 
     def _embed_blocks(self) -> None:
-        fresh = self.backbone.embed(self.state.tokens)[:, None].expand(-1, self.embedded.shape[1], -1, -1)
-        self.embedded.view(-1, fresh.shape[-1]).index_copy_(0, self.embedded_rows.view(-1), fresh.flatten(0, 2))
+        fresh = self.backbone.embed(self.state.tokens)[:, None]
+        if self.common_start is not None:  # a copy of slices takes a fraction of the time
+            self.embedded[:, :, self.common_start : self.common_start + self.block_length] = fresh
+            return
+        fresh = fresh.expand(-1, self.embedded.shape[1], -1, -1).flatten(0, 2)
+        self.embedded.view(-1, fresh.shape[-1]).index_copy_(0, self.embedded_rows.view(-1), fresh)
 
     def draw_seeds(self) -> None:
         """This step's seed of each row's random draws (SPEC section 6, random draws)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import re
@@ -692,6 +693,61 @@ def test_the_unchecked_trunk_takes_nothing_that_is_refused(changes: dict[str, An
     if_valid = backends._load("cpu").kernels["shadow_trunk"].if_valid
     assert if_valid(**inputs) is not None
     assert if_valid(**inputs | changes) is None
+
+
+LINEAR_REFUSALS = [changes for call, changes, _, _ in REFUSALS if call is call_linear]
+LINEAR_REFUSALS += [
+    {"weight": torch.randn(V, H + 1)[:, 1:].double()},
+    {"candidate_ids": torch.zeros(B, dtype=torch.int32)},
+    {"candidate_ids": torch.zeros(B, 1, dtype=torch.int64)},
+    {"bias": torch.randn(2 * V)[::2]},
+    {"temperature": torch.ones(B)},
+    {"seed": torch.ones(B, dtype=torch.int64)},
+    {"temperature": torch.ones(B).double(), "seed": torch.ones(B, dtype=torch.int64)},
+    {"temperature": torch.ones(B + 1), "seed": torch.ones(B, dtype=torch.int64)},
+    {"temperature": torch.ones(B), "seed": torch.ones(B, dtype=torch.int32)},
+    {"temperature": torch.ones(B), "seed": torch.tensor(1)},
+]
+
+
+@pytest.mark.skipif(not native_remask.HAS_EXCHANGE, reason="this torch publishes no exchange API")
+@pytest.mark.parametrize("changes", LINEAR_REFUSALS)
+def test_the_unchecked_head_takes_nothing_that_is_refused(changes: dict[str, Any]) -> None:
+    inputs = {"hidden": torch.randn(B, H), "weight": torch.randn(V, H), "candidate_ids": torch.full((B,), -1)}
+    if_valid = backends._load("cpu").kernels["linear_score_tokens"].if_valid
+    assert if_valid(**inputs) is not None
+    assert if_valid(**inputs | changes) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"weight": torch.randn(V, 2 * H)[:, :H]},
+        {"bias": torch.randn(V)},
+        {"round_to": torch.bfloat16},
+        {"candidate_ids": torch.randint(-2, V, (B, K))},
+        {"temperature": torch.rand(B, K), "seed": torch.arange(B * K).view(B, K)},
+        {"temperature": torch.tensor(0.7), "seed": torch.arange(B * K).view(B, K)},
+    ],
+)
+def test_the_unchecked_head_changes_no_result(
+    changes: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"hidden": torch.randn(B, K, H), "weight": torch.randn(V, H), "candidate_ids": torch.full((B, K), -1)}
+    inputs |= changes
+    for name in inputs.keys() & {"hidden", "weight", "bias"}:
+        inputs[name] = inputs[name].to(dtype)
+    native = importlib.import_module("wino_kernels.cpu.linear_score_tokens")
+    outputs = []
+    for has_exchange in (native.HAS_EXCHANGE, False):
+        monkeypatch.setattr(native, "HAS_EXCHANGE", has_exchange)
+        assert (native.linear_score_tokens.if_valid(**inputs) is None) == (not has_exchange)
+        with wino_kernels.use_backend("cpu"):
+            outputs.append(wino_kernels.linear_score_tokens(**inputs))
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
 
 
 @pytest.mark.skipif(not native_remask.HAS_EXCHANGE, reason="this torch publishes no exchange API")

@@ -53,7 +53,7 @@ def test_results_that_nobody_takes_are_freed() -> None:
 
     def call() -> None:
         with pytest.raises(Exception):  # noqa: B017 - whatever stands for a failure without a Python error
-            accept_remask.accept_remask_dense(
+            accept_remask.accept_remask_ordinary(
                 tokens, flags[0], flags[1], tokens, confidence, last, 0, threshold, threshold
             )
 

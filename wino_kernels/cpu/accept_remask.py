@@ -10,7 +10,7 @@ from wino_kernels.cpu.exchange import HAS_EXCHANGE
 from wino_kernels.limits import exact_fraction
 
 
-def accept_remask_dense(
+def accept_remask_ordinary(
     tokens: Tensor,
     masked: Tensor,
     revocable: Tensor,
@@ -29,7 +29,7 @@ def accept_remask_dense(
     if not (HAS_EXCHANGE and 0.0 <= accept_fraction <= 1.0):
         return None
     numerator, denominator = exact_fraction(accept_fraction)
-    results: tuple[Tensor, Tensor, Tensor] | None = _C.accept_remask_dense(
+    results: tuple[Tensor, Tensor, Tensor] | None = _C.accept_remask_ordinary(
         tokens,
         masked,
         revocable,
@@ -65,7 +65,7 @@ def accept_remask_(
     verify_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rule = (mask_id, threshold, threshold_back, accept_fraction, min_accept, max_accept, verify_last)
-    results = accept_remask_dense(tokens, masked, revocable, token_ids, confidence, last_accepted, *rule)
+    results = accept_remask_ordinary(tokens, masked, revocable, token_ids, confidence, last_accepted, *rule)
     if results is not None:
         return results
     B, K = tokens.shape
@@ -104,4 +104,4 @@ def accept_remask_(
     return accepted, remasked, status
 
 
-accept_remask_.if_valid = accept_remask_dense  # type: ignore[attr-defined]
+accept_remask_.if_valid = accept_remask_ordinary  # type: ignore[attr-defined]

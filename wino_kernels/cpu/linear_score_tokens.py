@@ -7,6 +7,7 @@ from torch import Tensor
 
 from wino_kernels import _C
 from wino_kernels.cpu.addresses import DTYPES, address, per_row
+from wino_kernels.cpu.exchange import HAS_EXCHANGE
 from wino_kernels.cpu.linear import linear
 
 
@@ -37,3 +38,26 @@ def linear_score_tokens(
         torch.get_num_threads(),
     )
     return token_ids, confidence
+
+
+def linear_score_tokens_ordinary(
+    hidden: Tensor,
+    weight: Tensor,
+    candidate_ids: Tensor,
+    bias: Tensor | None = None,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    round_to: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """``linear_score_tokens`` where the native module finds every argument valid and dense; else None."""
+    rounding = -1 if round_to is None else DTYPES.get(round_to)
+    if not HAS_EXCHANGE or rounding is None:
+        return None
+    token_ids = torch.empty_like(candidate_ids)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    given = hidden, weight, candidate_ids, bias, temperature, seed, rounding
+    done = _C.linear_score_tokens_ordinary(*given, token_ids, confidence, torch.get_num_threads())
+    return (token_ids, confidence) if done else None
+
+
+linear_score_tokens.if_valid = linear_score_tokens_ordinary  # type: ignore[attr-defined]

@@ -47,8 +47,8 @@ def rotary_table(config: Any, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     steps = torch.arange(0, dim, 2, device=position_ids.device, dtype=torch.float32) / dim
     frequencies = 1.0 / config.rope_theta**steps
     angles = torch.atleast_2d(position_ids)[:, None, :, None].float() * frequencies  # [B, 1, L, head_dim / 2]
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
 
 def rotary_rows(rotary: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,12 +139,16 @@ def weights_of(block: Any, config: Any) -> Weights | None:
 
     That is so where no kernel would be faster, where gradients are wanted, and where anything wraps or watches a part.
     """
-    norm, inner_norm = block.attn_norm, block.ff_norm
-    if not (_is_plain(norm, RMSNorm) and _is_plain(inner_norm, RMSNorm)):
-        return None
-    device = norm.weight.device.type
     if torch.is_grad_enabled():
         return None
+    norm, inner_norm, linears = block.attn_norm, block.ff_norm, [getattr(block, name) for name in PROJECTIONS]
+    # Looked up once: a module's parameters are slow to find.
+    found = [_plain_weight(module, RMSNorm) for module in (norm, inner_norm)]
+    found += [_plain_weight(module, nn.Linear) for module in linears]
+    first = found[0]
+    if first is None:
+        return None
+    device = first.device.type
     if torch.compiler.is_compiling():
         if device != "cpu":  # elsewhere the compiler itself fuses what lies between two products
             return None
@@ -152,31 +156,28 @@ def weights_of(block: Any, config: Any) -> Weights | None:
         return None
     if torch.is_autocast_enabled(device):
         return None
-    linears = [getattr(block, name) for name in PROJECTIONS]
-    query, key, value, out, gate, up, down = linears
-    if not all(_is_plain(linear, nn.Linear) for linear in linears):
+    here, dtype = first.device, first.dtype
+    weights = [w for w in found if w is not None and w.stride(-1) == 1 and w.device == here and w.dtype == dtype]
+    if len(weights) < len(found):
         return None
-    weights = [norm.weight, inner_norm.weight, *(linear.weight for linear in linears)]
-    if any(weight.stride(-1) != 1 or weight.device != norm.weight.device for weight in weights):
-        return None
-    if any(weight.dtype != norm.weight.dtype for weight in weights):
-        return None
+    attn_norm, ff_norm, query, key, value, out, gate, up, down = weights
+    q_bias, k_bias, v_bias, out_bias, gate_bias, up_bias, down_bias = (linear.bias for linear in linears)
     return Weights(
-        (norm.weight, query.weight, key.weight, value.weight),
+        (attn_norm, query, key, value),
         {
             "eps": norm.eps,
-            "q_bias": query.bias,
-            "k_bias": key.bias,
-            "v_bias": value.bias,
+            "q_bias": q_bias,
+            "k_bias": k_bias,
+            "v_bias": v_bias,
             "full_precision": config.rope_full_precision,
         },
-        (out.weight, inner_norm.weight, gate.weight, up.weight, down.weight),
+        (out, ff_norm, gate, up, down),
         {
             "eps": inner_norm.eps,
-            "out_bias": out.bias,
-            "gate_bias": gate.bias,
-            "up_bias": up.bias,
-            "down_bias": down.bias,
+            "out_bias": out_bias,
+            "gate_bias": gate_bias,
+            "up_bias": up_bias,
+            "down_bias": down_bias,
         },
     )
 
@@ -211,16 +212,20 @@ def trunk_of(transformer: Any, blocks: Sequence[Weights | None]) -> Trunk | None
     if len(epsilons) != 1 or shapes != shapes[: len(shapes) // len(blocks)] * len(blocks):
         return None
     (eps,), norm = epsilons, transformer.ln_f
-    fits = _is_plain(norm, RMSNorm) and norm.eps == eps and norm.weight.dtype == weights[0].dtype
-    return Trunk(
-        weights, biases if any(bias is not None for bias in biases) else [], eps, norm.weight if fits else None
-    )
+    norm_weight = _plain_weight(norm, RMSNorm)
+    if norm_weight is not None and (norm.eps != eps or norm_weight.dtype != weights[0].dtype):
+        norm_weight = None
+    return Trunk(weights, biases if any(bias is not None for bias in biases) else [], eps, norm_weight)
 
 
-def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
-    if type(module) is not kind or type(module.weight) is not nn.Parameter or _has_any_global_hook():
-        return False
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+def _plain_weight(module: Any, kind: type[nn.Module]) -> nn.Parameter | None:
+    """The weight of a module of this very ``kind``; None where anything wraps or watches the module."""
+    if type(module) is not kind or _has_any_global_hook():
+        return None
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return None
+    weight = module._parameters.get("weight")
+    return weight if type(weight) is nn.Parameter else None
 
 
 def iter_blocks(transformer: Any) -> Iterator[Any]:
