@@ -48,12 +48,13 @@ class Batch:
         accepted_at: (B, G) int64, SPEC section 5, up to date after ``settle``.
         state: the current blocks.
         block_positions: (B, K) int64, where in ``tokens`` they lie.
-        block_accepted_at: (B, K) int64.
+        block_accepted_at: (B, K) int64; of a position that is still masked, the last step so far.
         confidence: (B, K) float32 of the last step.
         end_token_id: the end-of-sequence token; -1, which no token is, where the model has none.
         steps: (B,) int64, forward passes so far.
-        report: (B, 3) int32, what the host reads after a step: the decoder's status (SPEC section 6), ``last``, and
-            whether the block holds nothing but the end-of-sequence token.
+        ended: (B,) int32, with ``stop_at_eos`` whether the block holds nothing but the end-of-sequence token.
+        report: (B, 3) int32, what the host reads after a step: the decoder's status (SPEC section 6), ``last`` and
+            ``ended``.
         common_start: where in ``tokens`` all blocks begin; None: not all at one place, or a graph or a compiled step is
             to serve any place.
     """
@@ -106,6 +107,7 @@ class Batch:
         self.block_positions = self.block_start[:, None] + self.offsets
         self.block_accepted_at = zeros(size)
         self.confidence = zeros(size, dtype=torch.float32)
+        self.ended = zeros(dtype=torch.int32)
         self.report = zeros(3, dtype=torch.int32)
         self._read_blocks()
 

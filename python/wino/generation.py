@@ -120,25 +120,24 @@ def _check_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Validated prompt ids (B, P), prompt mask (B, P) bool, initial generation region (B, G), on the model's device."""
     input_ids, visible = _check_prompts("input_ids", input_ids, "attention_mask", attention_mask, backbone)
-    batch, prompt_length = input_ids.shape
-    length = prompt_length + config.max_new_tokens
-    longest = int(visible.sum(1).max()) + config.max_new_tokens
-    if longest > backbone.max_length:
-        raise ValueError(
-            f"input_ids: prompt and generation need {longest} positions, the model's limit is {backbone.max_length}"
-        )
-    if (input_ids[visible] == backbone.mask_token_id).any():
+    batch = len(input_ids)
+    _check_length("input_ids", visible, config, backbone)
+    if (visible & (input_ids == backbone.mask_token_id)).any():
         raise ValueError(
             f"input_ids: the mask token ({backbone.mask_token_id}) is in the prompt; start the generation region at "
             "the first hole and pass the tokens behind it as generation_ids"
         )
-    if generation_ids is None:
-        generation_ids = torch.full((batch, length - prompt_length), backbone.mask_token_id, device=backbone.device)
     wanted = (batch, config.max_new_tokens)
-    if not isinstance(generation_ids, Tensor) or generation_ids.dtype != torch.int64 or generation_ids.shape != wanted:
+    if generation_ids is None:
+        generation_ids = torch.full(wanted, backbone.mask_token_id, device=backbone.device)
+    elif not isinstance(generation_ids, Tensor) or (generation_ids.dtype, generation_ids.shape) != (
+        torch.int64,
+        wanted,
+    ):
         raise ValueError(f"generation_ids: expected an int64 tensor {wanted}, got {_describe(generation_ids)}")
-    generation_ids = generation_ids.to(backbone.device)
-    _check_ids("generation_ids", generation_ids, backbone.vocab_size)
+    else:
+        generation_ids = generation_ids.to(backbone.device)
+        _check_ids("generation_ids", generation_ids, backbone.vocab_size)
     if config.stop_at_eos and backbone.eos_token_id is None:
         raise ValueError("stop_at_eos: the model's configuration has no eos_token_id")
     if config.token_range is not None and config.token_range[1] > backbone.vocab_size:
@@ -163,12 +162,14 @@ def _check_prompts(
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         raise ValueError(f"{mask_name}: expected a tensor {tuple(ids.shape)}, got {_describe(mask)}")
     ids, visible = ids.to(backbone.device), mask.to(backbone.device, torch.bool)
-    if not visible[:, -1].all():
-        raise ValueError(f"{mask_name}: expected left padding, prompts not empty (a last token is hidden)")
-    if (visible[:, :-1] & ~visible[:, 1:]).any():
-        raise ValueError(f"{mask_name}: expected left padding, got a hole inside a prompt")
-    _check_ids(name, ids[visible], backbone.vocab_size)
-    return ids.masked_fill(~visible, 0), visible
+    if not visible.all():
+        if not visible[:, -1].all():
+            raise ValueError(f"{mask_name}: expected left padding, prompts not empty (a last token is hidden)")
+        if (visible[:, :-1] & ~visible[:, 1:]).any():
+            raise ValueError(f"{mask_name}: expected left padding, got a hole inside a prompt")
+        ids = ids.masked_fill(~visible, 0)
+    _check_ids(name, ids, backbone.vocab_size)
+    return ids, visible
 
 
 def _check_guide(
@@ -185,12 +186,7 @@ def _check_guide(
     batch, length = prompt.shape
     if ids.shape[0] != batch or ids.shape[1] > length:
         raise ValueError(f"unconditional_ids: expected shape ({batch}, U) with U <= {length}, got {tuple(ids.shape)}")
-    longest = int(visible.sum(1).max()) + config.max_new_tokens
-    if longest > backbone.max_length:
-        raise ValueError(
-            f"unconditional_ids: they and the generation need {longest} positions, the model's limit is "
-            f"{backbone.max_length}"
-        )
+    _check_length("unconditional_ids", visible, config, backbone)
     on_the_left = (length - ids.shape[1], 0)
     return F.pad(ids, on_the_left), F.pad(visible, on_the_left)
 
@@ -200,10 +196,18 @@ def _check_graph(config: GenerationConfig, device: torch.device) -> None:
         raise ValueError(f"cuda_graph: expected a model on a CUDA device, it is on {device}")
 
 
+def _check_length(name: str, visible: Tensor, config: GenerationConfig, backbone: Backbone) -> None:
+    longest = int(visible.sum(1).max()) + config.max_new_tokens
+    if longest > backbone.max_length:
+        raise ValueError(
+            f"{name}: prompt and generation need {longest} positions, the model's limit is {backbone.max_length}"
+        )
+
+
 def _check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
-    wrong = ids[(ids < 0) | (ids >= vocab_size)]
-    if wrong.numel():
-        raise ValueError(f"{name}: token ids must lie in [0, {vocab_size}), got {int(wrong[0])}")
+    low, high = torch.stack(ids.aminmax()).tolist()
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"{name}: token ids must lie in [0, {vocab_size}), got {low if low < 0 else high}")
 
 
 def _describe(value: Any) -> str:

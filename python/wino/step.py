@@ -40,16 +40,14 @@ def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
     token_ids = torch.where(token_ids >= 0, token_ids + first, token_ids) if first else token_ids
     batch.confidence.copy_(confidence)
     decoder.observe(state, hidden, weight, bias)
-    masked_before = state.masked.clone()
-    batch.report[:, 0] = decoder.update(state, token_ids, confidence)
-    # A re-masked position is accepted again before its block ends, which overwrites its entry.
-    accepted = masked_before > state.masked
-    batch.block_accepted_at.copy_(torch.where(accepted, batch.steps[:, None], batch.block_accepted_at))
+    # Of the last step that finds a position masked: when the block ends, of the one that accepted its token.
+    torch.where(state.masked, batch.steps[:, None], batch.block_accepted_at, out=batch.block_accepted_at)
+    status = decoder.update(state, token_ids, confidence)
     batch.steps.add_(1)
     state.block_step.add_(1)
-    batch.report[:, 1] = state.last_accepted
     if config.stop_at_eos:
-        batch.report[:, 2] = state.tokens.eq(batch.end_token_id).all(1)
+        batch.ended.copy_(state.tokens.eq(batch.end_token_id).all(1))
+    torch.stack((status, state.last_accepted, batch.ended), dim=1, out=batch.report)
 
 
 class Runner:

@@ -17,6 +17,8 @@ from kernel_paths import over_paths, paths
 from layers import after_attention, before_attention, trunk
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wino_kernels
 from wino_kernels import backends, ops
@@ -693,6 +695,42 @@ def test_the_unchecked_trunk_takes_nothing_that_is_refused(changes: dict[str, An
     if_valid = backends._load("cpu").kernels["shadow_trunk"].if_valid
     assert if_valid(**inputs) is not None
     assert if_valid(**inputs | changes) is None
+
+
+class Names(TorchDispatchMode):
+    """Notes the operators that come by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_watches_the_dispatcher_sees_every_call() -> None:
+    with torch.no_grad():
+        for call in (call_score, call_linear, call_remask, call_accept, call_wino, call_shadow, call_trunk):
+            with Names() as names:
+                call()
+            assert any(name.startswith("wino::") for name in names.seen)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                call()
+            assert any(event.key.startswith("wino::") for event in profile.key_averages())
+
+
+def test_calls_past_the_dispatcher_change_no_result() -> None:
+    logits, ids = torch.randn(B, K, V), torch.full((B, K), -1)
+    through = torch.ops.wino.score_tokens.default(logits, ids)
+    with torch.no_grad():
+        past = wino_kernels.score_tokens(logits, ids)
+        with FakeTensorMode() as mode:
+            fake = wino_kernels.score_tokens(mode.from_tensor(logits), mode.from_tensor(ids))
+        outside = wino_kernels.score_tokens(mode.from_tensor(logits), mode.from_tensor(ids))
+    for one, other, *shapes in zip(through, past, fake, outside, strict=True):
+        assert torch.equal(one, other)
+        assert all(type(shape) is FakeTensor and shape.shape == one.shape for shape in shapes)
 
 
 LINEAR_REFUSALS = [changes for call, changes, _, _ in REFUSALS if call is call_linear]

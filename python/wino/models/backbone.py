@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +22,7 @@ from .forward import (
     iter_blocks,
     lm_head,
     logit_scale,
+    plain_weight,
     rotary_table,
     trunk_forward,
     trunk_of,
@@ -47,17 +49,24 @@ class Backbone:
         self.mask_token_id: int = config.mask_token_id
         self.eos_token_id: int | None = config.eos_token_id
         self.max_length: int = config.max_sequence_length
+        self._scales_logits: bool = config.scale_logits
+        self._full_precision: bool = config.rope_full_precision
         self._held: tuple[list[Weights | None], Trunk | None] | None = None
+        self._held_head: tuple[Tensor, Tensor | None] | None = None
+        self._held_table: Tensor | None = None
 
     def hold_weights(self, *, packed: bool) -> None:
-        """Look up the blocks' weights once, not at every pass: nothing may wrap or change them from now on.
+        """Look up the weights once, not at every pass: nothing may wrap or change them from now on.
 
         ``packed``: hold them as :meth:`trunk` without ``stores`` multiplies them, too.
         """
         each, trunk = self._find_weights()
         if packed and trunk is not None:
             trunk = trunk._replace(packed=pack_trunk(trunk.weights))
-        self._held = each, trunk
+        self._held_head = None
+        self._held, self._held_head = (each, trunk), self.head()
+        wte = self._transformer.wte
+        self._held_table = plain_weight(wte, nn.Embedding) if getattr(wte, "max_norm", None) is None else None
 
     def _find_weights(self) -> tuple[list[Weights | None], Trunk | None]:
         each = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
@@ -78,8 +87,10 @@ class Backbone:
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight (V, H) and bias (V,) or None, such that ``hidden_rows @ weight.T + bias`` are the logits."""
+        if self._held_head is not None:
+            return self._held_head
         weight, bias = lm_head(self._model)
-        if bias is not None and self._config.scale_logits:
+        if bias is not None and self._scales_logits:
             bias = bias * logit_scale(self._config)
         return weight, bias
 
@@ -97,7 +108,7 @@ class Backbone:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (B, L) -> (B, L, H), what :meth:`trunk` takes."""
-        return self._transformer.wte(tokens)
+        return self._transformer.wte(tokens) if self._held_table is None else F.embedding(tokens, self._held_table)
 
     def rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, 1, L, d) in float32 of positions (B, L) or (L,)."""
@@ -152,7 +163,7 @@ class Backbone:
                 eps=trunk.eps,
                 norm_weight=trunk.norm_weight,
                 packed=trunk.packed,
-                full_precision=self._config.rope_full_precision,
+                full_precision=self._full_precision,
                 **about,
             )
         else:
@@ -162,7 +173,7 @@ class Backbone:
             hidden = trunk_forward(*given, weights=weights)
         if trunk is None or stores is not None or trunk.norm_weight is None:
             hidden = self._transformer.ln_f(hidden)
-        return hidden * logit_scale(self._config) if self._config.scale_logits else hidden
+        return hidden * logit_scale(self._config) if self._scales_logits else hidden
 
     def hidden_rows(
         self,

@@ -143,8 +143,8 @@ def weights_of(block: Any, config: Any) -> Weights | None:
         return None
     norm, inner_norm, linears = block.attn_norm, block.ff_norm, [getattr(block, name) for name in PROJECTIONS]
     # Looked up once: a module's parameters are slow to find.
-    found = [_plain_weight(module, RMSNorm) for module in (norm, inner_norm)]
-    found += [_plain_weight(module, nn.Linear) for module in linears]
+    found = [plain_weight(module, RMSNorm) for module in (norm, inner_norm)]
+    found += [plain_weight(module, nn.Linear) for module in linears]
     first = found[0]
     if first is None:
         return None
@@ -212,13 +212,13 @@ def trunk_of(transformer: Any, blocks: Sequence[Weights | None]) -> Trunk | None
     if len(epsilons) != 1 or shapes != shapes[: len(shapes) // len(blocks)] * len(blocks):
         return None
     (eps,), norm = epsilons, transformer.ln_f
-    norm_weight = _plain_weight(norm, RMSNorm)
+    norm_weight = plain_weight(norm, RMSNorm)
     if norm_weight is not None and (norm.eps != eps or norm_weight.dtype != weights[0].dtype):
         norm_weight = None
     return Trunk(weights, biases if any(bias is not None for bias in biases) else [], eps, norm_weight)
 
 
-def _plain_weight(module: Any, kind: type[nn.Module]) -> nn.Parameter | None:
+def plain_weight(module: Any, kind: type[nn.Module]) -> nn.Parameter | None:
     """The weight of a module of this very ``kind``; None where anything wraps or watches the module."""
     if type(module) is not kind or _has_any_global_hook():
         return None
