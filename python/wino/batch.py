@@ -53,7 +53,7 @@ class Batch:
         end_token_id: the end-of-sequence token; -1, which no token is, where the model has none.
         steps: (B,) int64, forward passes so far.
         ended: (B,) int32, with ``stop_at_eos`` whether the block holds nothing but the end-of-sequence token.
-        report: (B, 3) int32, what the host reads after a step: the decoder's status (SPEC section 6), ``last`` and
+        report: (3, B) int32, what the host reads after a step: the decoder's status (SPEC section 6), ``last`` and
             ``ended``.
         common_start: where in ``tokens`` all blocks begin; None: not all at one place, or a graph or a compiled step is
             to serve any place.
@@ -108,7 +108,7 @@ class Batch:
         self.block_accepted_at = zeros(size)
         self.confidence = zeros(size, dtype=torch.float32)
         self.ended = zeros(dtype=torch.int32)
-        self.report = zeros(3, dtype=torch.int32)
+        self.report = torch.zeros(3, batch, dtype=torch.int32, device=device)
         self._read_blocks()
 
     def _read_blocks(self) -> None:
@@ -127,7 +127,8 @@ class Batch:
         if guide is not None:
             seen[:, 1, : self.prompt_length], shown[:, 1] = guide
         self.embedded = backbone.embed(seen).contiguous()  # [B, C, L, H]
-        self.embedded_rows = self._rows_of_blocks()
+        self.embedded_rows: Tensor | None = None  # [B, C, K], where the blocks' rows are among all that are embedded
+        self._find_rows()
         positions = (shown.long().cumsum(2) - 1).clamp(min=0)  # [B, C, P]
         behind = torch.arange(1, self.num_real - self.prompt_length + 1, device=visible.device)
         positions = torch.cat((positions, positions[:, :, -1:] + behind), dim=2)  # [B, C, P + G]
@@ -156,8 +157,8 @@ class Batch:
         idle = torch.tensor([block is None for block in blocks], device=device)
         self.block_start.copy_(self.prompt_length + number * self.block_length)
         self.block_positions.copy_(self.block_start[:, None] + self.offsets)
-        self.embedded_rows.copy_(self._rows_of_blocks())
         self.common_start = self._start_of(blocks)
+        self._find_rows()
         self._read_blocks()
         fresh = state.tokens == self.backbone.mask_token_id
         state.masked.copy_(torch.where(starting[:, None], fresh, state.masked) & ~idle[:, None])
@@ -207,20 +208,32 @@ class Batch:
 
     def settle(self) -> None:
         """Write the blocks' tokens, with their times of acceptance, to where they belong."""
+        first = self.common_start
+        if first is not None:  # slices are copied in a fraction of the time
+            self.tokens[:, first : first + self.block_length] = self.state.tokens
+            first -= self.prompt_length
+            self.accepted_at[:, first : first + self.block_length] = self.block_accepted_at
+            return
         self.tokens.scatter_(1, self.block_positions, self.state.tokens)
         self.accepted_at.scatter_(1, self.block_positions - self.prompt_length, self.block_accepted_at)
 
-    def _rows_of_blocks(self) -> Tensor:
-        """(B, C, K) int64, where the blocks' rows are among all that are embedded."""
+    def _find_rows(self) -> None:
+        if self.common_start is not None:
+            return
         batch, copies, length, _ = self.embedded.shape
         first = torch.arange(batch * copies, device=self.embedded.device).view(batch, copies, 1) * length
-        return first + self.block_positions[:, None]
+        rows = first + self.block_positions[:, None]
+        if self.embedded_rows is None or self.embedded_rows.shape != rows.shape:
+            self.embedded_rows = rows
+        else:
+            self.embedded_rows.copy_(rows)
 
     def _embed_blocks(self) -> None:
-        fresh = self.backbone.embed(self.state.tokens)[:, None]
-        if self.common_start is not None:  # a copy of slices takes a fraction of the time
-            self.embedded[:, :, self.common_start : self.common_start + self.block_length] = fresh
+        fresh, first = self.backbone.embed(self.state.tokens)[:, None], self.common_start
+        if first is not None:
+            self.embedded[:, :, first : first + self.block_length] = fresh
             return
+        assert self.embedded_rows is not None
         fresh = fresh.expand(-1, self.embedded.shape[1], -1, -1).flatten(0, 2)
         self.embedded.view(-1, fresh.shape[-1]).index_copy_(0, self.embedded_rows.view(-1), fresh)
 
@@ -305,8 +318,9 @@ class Batch:
         if self.cache is not None:
             self.cache.keep(self._copies_of(rows))
             self.part = None
-        keep_rows(self, rows, shared=("offsets",))
-        self.embedded_rows = self._rows_of_blocks()
+        self.report = self.report[:, : len(rows)].contiguous()
+        keep_rows(self, rows, shared=("offsets", "embedded_rows", "report"))
+        self._find_rows()
 
 
 def _values(value: Any) -> Sequence[Any]:

@@ -287,10 +287,10 @@ class _Run:
         """One forward pass and one update of every sequence that is not finished."""
         watch = self._watcher()
         self.runner.take(self.batch, self._passes())
-        report = self.batch.report.tolist()
-        if any(status == 2 for status, *_ in report):
-            self._raise_nan(report)
-        for sequence, (_, last_accepted, _) in zip(self.rows, report, strict=True):
+        statuses, accepted, ended = self.batch.report.tolist()
+        if 2 in statuses:
+            self._raise_nan(statuses)
+        for sequence, last_accepted in zip(self.rows, accepted, strict=True):
             if sequence is not None:
                 sequence.block_steps += 1
                 sequence.last_accepted = last_accepted
@@ -299,10 +299,9 @@ class _Run:
             watch()
         self.step_number += 1
         finished = []
-        for row, (status, _, is_end) in enumerate(report):
-            sequence = self.rows[row]
-            if sequence is not None and status == 1:
-                sequence.stop(bool(is_end))
+        for row, sequence in enumerate(self.rows):
+            if sequence is not None and statuses[row] == 1:
+                sequence.stop(bool(ended[row]))
                 finished.append(row)
         if finished:
             self._advance(finished)
@@ -422,8 +421,8 @@ class _Run:
             self.trace[sequence.number].append(record)
         return records
 
-    def _raise_nan(self, report: list[list[int]]) -> None:
-        row = next(row for row, (status, *_) in enumerate(report) if status == 2)
+    def _raise_nan(self, statuses: list[int]) -> None:
+        row = statuses.index(2)
         sequence, state = self.rows[row], self.batch.state
         assert sequence is not None
         nan = self.batch.confidence[row].isnan()

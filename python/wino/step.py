@@ -47,7 +47,7 @@ def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
     state.block_step.add_(1)
     if config.stop_at_eos:
         batch.ended.copy_(state.tokens.eq(batch.end_token_id).all(1))
-    torch.stack((status, state.last_accepted, batch.ended), dim=1, out=batch.report)
+    torch.stack((status, state.last_accepted, batch.ended), out=batch.report)
 
 
 class Runner:
