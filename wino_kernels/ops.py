@@ -868,15 +868,19 @@ def _backward(ctx: Any, grad_sums: Tensor, *_no_gradients: Tensor | None) -> tup
 
 torch.library.register_autograd("wino::trajectory_loss", _backward, setup_context=_save_for_backward, lib=_library)
 
-#: Whatever may see or change a call on its way through Torch's dispatcher.
-_LISTENERS = (
-    torch.is_grad_enabled,
-    torch._C._len_torch_dispatch_stack,
-    torch._C._len_torch_function_stack,
-    torch._C._functorch.peek_interpreter_stack,
-    torch._C._autograd._profiler_enabled,
-    torch._C._get_tracing_state,
-)
+
+def _is_heard(like: Tensor) -> bool:
+    """Whether anything may see or change a call on its way through Torch's dispatcher."""
+    return bool(
+        torch.compiler.is_compiling()  # which stops reading here
+        or type(like) is not Tensor
+        or torch.is_grad_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._get_tracing_state()
+    )
 
 
 def _past_the_dispatcher(overload: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -886,12 +890,8 @@ def _past_the_dispatcher(overload: Callable[..., Any], function: Callable[..., A
     """
 
     def call(*inputs: Any, **options: Any) -> Any:
-        # The compiler stops reading at the first of these.
-        if torch.compiler.is_compiling() or type(inputs[0]) is not Tensor or not inputs[0].is_cpu:
-            return overload(*inputs, **options)
-        if any(listens() for listens in _LISTENERS):
-            return overload(*inputs, **options)
-        return function(*inputs, **options)
+        through = _is_heard(inputs[0]) or not inputs[0].is_cpu
+        return (overload if through else function)(*inputs, **options)
 
     return call
 
