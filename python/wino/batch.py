@@ -121,25 +121,25 @@ class Batch:
         backbone, batch = self.backbone, len(self.tokens)
         mask_id, copies = backbone.mask_token_id, 2 if self.config.cfg_scale > 0 else 1
         shadow = self.tokens.new_full((batch, self.num_shadow), mask_id)
-        seen = torch.cat((self.tokens, shadow), dim=1)[:, None].repeat(1, copies, 1)  # [B, C, L]
-        shown = visible[:, None].repeat(1, copies, 1)  # [B, C, P]
-        seen[:, 1:, : self.prompt_length] = mask_id
-        if guide is not None:
-            seen[:, 1, : self.prompt_length], shown[:, 1] = guide
+        seen, shown = torch.cat((self.tokens, shadow), dim=1)[:, None], visible[:, None]  # [B, C, L], [B, C, P]
+        if copies > 1:
+            seen, shown = seen.repeat(1, copies, 1), shown.repeat(1, copies, 1)
+            seen[:, 1, : self.prompt_length], shown[:, 1] = (mask_id, visible) if guide is None else guide
         self.embedded = backbone.embed(seen).contiguous()  # [B, C, L, H]
         self.embedded_rows: Tensor | None = None  # [B, C, K], where the blocks' rows are among all that are embedded
         self._find_rows()
-        positions = (shown.long().cumsum(2) - 1).clamp(min=0)  # [B, C, P]
-        behind = torch.arange(1, self.num_real - self.prompt_length + 1, device=visible.device)
-        positions = torch.cat((positions, positions[:, :, -1:] + behind), dim=2)  # [B, C, P + G]
-        self.positions = positions[:, 0].contiguous()  # [B, P + G]
-        placed = torch.cat((positions, positions[:, :, : self.num_shadow]), dim=2)
-        every = backbone.rotary(torch.arange(self.num_real, device=visible.device))
-        self.cos, self.sin = (F.embedding(placed, table[0, 0])[:, :, None] for table in every)  # [B, C, 1, L, d]
+        every = torch.arange(self.num_real, device=visible.device)
+        positions = every.expand(batch, copies, -1)  # [B, C, P + G]
         self.padding: Tensor | None = None  # [B, C, L]
         if not bool(shown.all()):
             rest = shown.new_ones(batch, copies, self.num_real + self.num_shadow - self.prompt_length)
             self.padding = torch.cat((shown, rest), dim=2)
+            hidden = (~shown).sum(2, keepdim=True)  # on the left
+            positions = (positions - hidden).clamp(min=0)
+        self.positions = positions[:, 0].contiguous()  # [B, P + G]
+        placed = torch.cat((positions, positions[:, :, : self.num_shadow]), dim=2)
+        # [B, C, 1, L, d]
+        self.cos, self.sin = (F.embedding(placed, table[0, 0])[:, :, None] for table in backbone.rotary(every))
         self.part: tuple[Tensor, Tensor, Tensor] | None = None  # indices into L and their rotary tables
         self.cache = None
         if self.config.cache != "none":
