@@ -868,13 +868,22 @@ def _backward(ctx: Any, grad_sums: Tensor, *_no_gradients: Tensor | None) -> tup
 
 torch.library.register_autograd("wino::trajectory_loss", _backward, setup_context=_save_for_backward, lib=_library)
 
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.dtype, int, float, bool, type(None)))
+_PLAIN_OR_SEQUENCES = _PLAIN | {list, tuple}
 
-def _is_heard(like: Tensor) -> bool:
+
+def _are_plain(values: Sequence[Any]) -> bool:
+    """Whether no subclass of a tensor, which may have a dispatch of its own, is among the arguments."""
+    kinds = set(map(type, values))
+    if kinds <= _PLAIN:
+        return True
+    return kinds <= _PLAIN_OR_SEQUENCES and all(_are_plain(v) for v in values if type(v) in (list, tuple))
+
+
+def _is_heard() -> bool:
     """Whether anything may see or change a call on its way through Torch's dispatcher."""
     return bool(
-        torch.compiler.is_compiling()  # which stops reading here
-        or type(like) is not Tensor
-        or torch.is_grad_enabled()
+        torch.is_grad_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._functorch.peek_interpreter_stack()
@@ -890,8 +899,11 @@ def _past_the_dispatcher(overload: Callable[..., Any], function: Callable[..., A
     """
 
     def call(*inputs: Any, **options: Any) -> Any:
-        through = _is_heard(inputs[0]) or not inputs[0].is_cpu
-        return (overload if through else function)(*inputs, **options)
+        # A compiler stops reading at the first of these.
+        through = torch.compiler.is_compiling() or not inputs[0].is_cpu or _is_heard()
+        if through or not _are_plain((*inputs, *options.values())):
+            return overload(*inputs, **options)
+        return function(*inputs, **options)
 
     return call
 

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 import wino_kernels
 from wino_kernels import backends, ops
@@ -707,6 +708,36 @@ class Names(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.append(func.name())
         return func(*args, **(kwargs or {}))
+
+
+class Listening(Tensor):
+    """A tensor with a dispatch of its own, which notes the operators."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    seen: ClassVar[list[str]] = []
+    inner: Tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(func.name())
+
+        def plain(value: Any) -> Any:
+            return value.inner if isinstance(value, cls) else value
+
+        return func(*tree_map(plain, args), **tree_map(plain, kwargs or {}))
+
+
+def test_a_subclass_among_the_arguments_sees_the_call() -> None:
+    inputs = trunk(LAYER, number=2, shadow=2, biases=True)
+    with torch.no_grad():
+        expected = wino_kernels.shadow_trunk(**inputs)
+        for index in (0, len(inputs["weights"]) - 1):
+            layers = list(inputs["weights"])
+            listening = Tensor._make_subclass(Listening, layers[index])
+            listening.inner, layers[index] = layers[index], listening
+            Listening.seen.clear()
+            assert torch.equal(wino_kernels.shadow_trunk(**inputs | {"weights": layers}), expected)
+            assert "wino::shadow_trunk" in Listening.seen
 
 
 def test_who_watches_the_dispatcher_sees_every_call() -> None:
