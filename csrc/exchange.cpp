@@ -33,7 +33,7 @@ bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
   return has_shape(t, shape.begin(), shape.end());
 }
 
-bool view(const pybind11::handle& object, Tensor* out) {
+bool view(const py::handle& object, Tensor* out) {
   if (api().view_of_object(object.ptr(), out) != 0) {
     PyErr_Clear();  // the caller's slow path finds out what is wrong with it
     return false;
@@ -46,7 +46,7 @@ bool view(const pybind11::handle& object, Tensor* out) {
   return true;
 }
 
-bool view(const pybind11::handle& object, DataType dtype, Tensor* out) {
+bool view(const py::handle& object, DataType dtype, Tensor* out) {
   if (!view(object, out) || !same(out->dtype, dtype)) return false;
   int64_t dense = 1;
   for (int32_t d = out->ndim - 1; d >= 0; --d) {
@@ -56,7 +56,7 @@ bool view(const pybind11::handle& object, DataType dtype, Tensor* out) {
   return true;
 }
 
-bool view_rows(const pybind11::handle& object, DataType dtype, std::initializer_list<int64_t> shape, Tensor* out) {
+bool view_rows(const py::handle& object, DataType dtype, std::initializer_list<int64_t> shape, Tensor* out) {
   return view(object, out) && same(out->dtype, dtype) && has_shape(*out, shape) && out->strides[out->ndim - 1] == 1;
 }
 
