@@ -131,6 +131,23 @@ def test_a_wrapped_projection_counts() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+def test_a_held_embedding_is_the_modules(watched: bool, max_norm: float | None) -> None:
+    model, tokens = build_llada(), torch.arange(12).view(3, 4)
+    wte = model.model.transformer["wte"]
+    wte.max_norm = max_norm
+    if watched:
+        wte.register_forward_hook(lambda module, args, output: 2 * output)
+    weight = wte.weight.clone()
+    backbone = backbone_of(model)
+    backbone.hold_weights(packed=False)
+    held = backbone.embed(tokens)
+    wte.weight.copy_(weight)
+    assert torch.equal(held, wte(tokens))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_changed_in_their_place_count_from_the_next_hold_on(dtype: torch.dtype) -> None:
     """As merging an adapter changes them; what is packed is packed anew for every decode."""
