@@ -882,14 +882,17 @@ def _are_plain(values: Sequence[Any]) -> bool:
 
 def _is_heard() -> bool:
     """Whether anything may see or change a call on its way through Torch's dispatcher."""
-    return bool(
-        torch.is_grad_enabled()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack()
-        or torch._C._autograd._profiler_enabled()
-        or torch._C._get_tracing_state()
-    )
+    try:
+        return bool(
+            torch.is_grad_enabled()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or torch._C._functorch.peek_interpreter_stack()
+            or torch._C._autograd._profiler_enabled()
+            or torch._C._get_tracing_state()
+        )
+    except AttributeError:  # private names, which another Torch may have changed: then nothing goes past it
+        return True
 
 
 def _past_the_dispatcher(overload: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

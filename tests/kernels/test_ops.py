@@ -751,6 +751,13 @@ def test_who_watches_the_dispatcher_sees_every_call() -> None:
             assert any(event.key.startswith("wino::") for event in profile.key_averages())
 
 
+def test_nothing_goes_past_the_dispatcher_of_a_torch_with_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C._autograd, "_profiler_enabled")
+    with torch.no_grad():
+        assert ops._is_heard()
+        call_score()
+
+
 def test_calls_past_the_dispatcher_change_no_result() -> None:
     logits, ids = torch.randn(B, K, V), torch.full((B, K), -1)
     through = torch.ops.wino.score_tokens.default(logits, ids)
