@@ -1,5 +1,6 @@
-// Ordinary calls of operators whose kernels take a few microseconds: the tensors come as objects (exchange.h) and are
-// checked here. What is not ordinary is left, with nothing done, to the checks and kernels that Python knows.
+// Ordinary calls of operators where looking at the tensors from Python costs much beside the kernel: they come as
+// objects (exchange.h) and are checked here. What is not ordinary is left, with nothing done, to the checks and kernels
+// that Python knows.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,7 +17,7 @@ object accept_remask(const object& tokens, const object& masked, const object& r
                      int64_t max_accept, bool verify_last, int threads);
 
 // On valid arguments that are CPU tensors, dense but for the weight's rows; writes token_ids and confidence, which are
-// like candidate_ids. round_to: a Dtype of cpu/kernels.h.
+// like candidate_ids, at least one row. round_to: a Dtype of cpu/kernels.h, or -1: that of hidden.
 bool linear_score_tokens(const object& hidden, const object& weight, const object& candidate_ids, const object& bias,
                          const object& temperature, const object& seed, int round_to, const object& token_ids,
                          const object& confidence, int threads);

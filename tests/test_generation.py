@@ -269,7 +269,10 @@ def test_nan_logits_are_named_and_nothing_is_returned() -> None:
         ({"compile_step": "fast"}, "compile_step: expected True, False or arguments"),
         ({"cuda_graph": True}, "cuda_graph: expected a model on a CUDA device, it is on cpu"),
         ({"threshold": [0.5, 0.5, 0.5]}, "threshold: expected one value or one for each of the 2"),
-        ({"max_new_tokens": 80, "block_length": 8}, "prompt and generation need 86 positions, the model's limit is 64"),
+        (
+            {"max_new_tokens": 80, "block_length": 8},
+            "with the generation they need 86 positions, the model's limit is 64",
+        ),
     ],
 )
 def test_bad_settings_are_named(model: LLaDAModelLM, settings: dict[str, object], message: str) -> None:
@@ -278,6 +281,15 @@ def test_bad_settings_are_named(model: LLaDAModelLM, settings: dict[str, object]
     if "max_new_tokens" not in settings:
         with pytest.raises(ValueError, match=message):
             wino.generate(model, prompts(2), generation_config=config(), **settings)
+
+
+@pytest.mark.parametrize("mask_id", [-1, 37, 126336])
+def test_a_mask_id_outside_the_vocabulary_is_named(
+    model: LLaDAModelLM, mask_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.config, "mask_token_id", mask_id)
+    with pytest.raises(ValueError, match=rf"mask_token_id .*in \[0, 37\), got {mask_id}"):
+        wino.generate(model, prompts(2), generation_config=config())
 
 
 def test_bad_inputs_are_named(model: LLaDAModelLM) -> None:

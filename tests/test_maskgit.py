@@ -186,7 +186,7 @@ def test_a_guide_of_more_positions_than_the_model_has() -> None:
     """Beside a short prompt that is padded to its length."""
     ids, mask = torch.full((1, 90), 2), torch.zeros(1, 90, dtype=torch.int64)
     mask[:, -1] = 1
-    with pytest.raises(ValueError, match="unconditional_ids: prompt and generation need 106 positions, the model's"):
+    with pytest.raises(ValueError, match="unconditional_ids: with the generation they need 106 positions, the model's"):
         wino.generate(random_model(0), ids, mask, **settings(cfg_scale=1.0), unconditional_ids=ids)
 
 

@@ -1,8 +1,9 @@
 """Operators for decoding masked diffusion language models with WINO, on CPU and CUDA tensors.
 
-The public operators are ``__all__``. Each one checks its arguments and calls ``torch.ops.wino.<operator>``, which
-picks a backend (``use_backend``); "SPEC" in the docstrings is the algorithm's definition, and ``wino_kernels.eager``
-is that definition as plain torch code.
+The public operators are ``__all__``. Each one is ``torch.ops.wino.<operator>``, which checks its arguments and picks a
+backend (``use_backend``); where nothing listens to Torch's dispatcher some ordinary calls on the CPU go past it.
+"SPEC" in the docstrings is the algorithm's definition, and ``wino_kernels.eager`` is that definition as plain torch
+code.
 
 "Per row" arguments are a Python scalar for all rows or a tensor with one value per row (per sequence). A Python scalar
 is a constant of a compiled graph or a captured CUDA graph; a tensor may change between calls.

@@ -450,9 +450,8 @@ def _given_dtype(device: torch.device) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext()
 
 
-def _if_valid(op: str, like: Tensor) -> Callable[..., Any] | None:
-    """A backend that looks at tensors faster than Python does may take an ordinary call as it comes."""
-    device_type = like.device.type
+def _if_valid(op: str, device_type: str) -> Callable[..., Any] | None:
+    """``if_valid`` of the kernel that serves the operator now (``backends.Kernel``); None: it has none."""
     return getattr(implementation(op, device_type), "if_valid", None) if has_kernel(op, device_type) else None
 
 
@@ -474,7 +473,7 @@ def _linear_score_tokens(
     seed: Tensor | None = None,
     round_to: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if (if_valid := _if_valid("linear_score_tokens", hidden)) is not None:
+    if (if_valid := _if_valid("linear_score_tokens", hidden.device.type)) is not None:
         scores = if_valid(hidden, weight, candidate_ids, bias, temperature, seed, round_to)
         if scores is not None:
             return cast("tuple[Tensor, Tensor]", scores)
@@ -505,7 +504,7 @@ def _accept_remask_(
     verify_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rule = mask_id, threshold, threshold_back, accept_fraction, min_accept, max_accept, verify_last
-    if (if_valid := _if_valid("accept_remask_", tokens)) is not None:
+    if (if_valid := _if_valid("accept_remask_", tokens.device.type)) is not None:
         results = if_valid(tokens, masked, revocable, token_ids, confidence, last_accepted, *rule)
         if results is not None:
             return cast("tuple[Tensor, Tensor, Tensor]", results)
@@ -648,7 +647,7 @@ def _shadow_trunk(
 ) -> Tensor:
     given = x, weights, biases, cos, sin, _dense(rows)
     start, padding = _dense(block_start), _dense_or_none(key_padding_mask)
-    if (if_valid := _if_valid("shadow_trunk", x)) is not None:
+    if (if_valid := _if_valid("shadow_trunk", x.device.type)) is not None:
         out = if_valid(*given, num_shadow, start, eps, padding, norm_weight, full_precision, packed)
         if out is not None:
             return cast(Tensor, out)
@@ -868,16 +867,19 @@ def _backward(ctx: Any, grad_sums: Tensor, *_no_gradients: Tensor | None) -> tup
 
 torch.library.register_autograd("wino::trajectory_loss", _backward, setup_context=_save_for_backward, lib=_library)
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.dtype, int, float, bool, type(None)))
-_PLAIN_OR_SEQUENCES = _PLAIN | {list, tuple}
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_PLAIN = _TENSORS | {torch.dtype, int, float, bool, type(None), list, tuple}
 
 
 def _are_plain(values: Sequence[Any]) -> bool:
-    """Whether no subclass of a tensor, which may have a dispatch of its own, is among the arguments."""
+    """Whether the dispatcher has nothing to do for any of the arguments: no subclass of a tensor, no lazy negation."""
     kinds = set(map(type, values))
-    if kinds <= _PLAIN:
-        return True
-    return kinds <= _PLAIN_OR_SEQUENCES and all(_are_plain(v) for v in values if type(v) in (list, tuple))
+    if kinds <= _TENSORS:
+        return not any(map(Tensor.is_neg, values))
+    if not kinds <= _PLAIN:
+        return False
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return _are_plain(tensors) and all(_are_plain(v) for v in values if isinstance(v, (list, tuple)))
 
 
 def _is_heard() -> bool:
@@ -895,30 +897,36 @@ def _is_heard() -> bool:
         return True
 
 
-def _past_the_dispatcher(overload: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """``overload``; or the ``function`` it leads to, where that is all that the dispatcher would do.
+def _past_the_dispatcher(op: str) -> Callable[..., Any]:
+    """The operator; ordinary calls go straight to the kernel's ``if_valid`` where the dispatcher would do no more.
 
     To take sixty tensors through it costs several times what it costs to look at them.
     """
+    overload = getattr(torch.ops.wino, op).default
 
     def call(*inputs: Any, **options: Any) -> Any:
         # A compiler stops reading at the first of these.
         through = torch.compiler.is_compiling() or not inputs[0].is_cpu or _is_heard()
         if through or not _are_plain((*inputs, *options.values())):
             return overload(*inputs, **options)
-        return function(*inputs, **options)
+        if (if_valid := _if_valid(op, "cpu")) is not None:
+            with contextlib.suppress(TypeError):  # of a number: the dispatcher says which
+                if (result := if_valid(*inputs, **options)) is not None:
+                    return result
+        return overload(*inputs, **options)
 
     return call
 
 
-# Resolved overloads: a public function calls these without looking them up again.
-score_tokens = _past_the_dispatcher(torch.ops.wino.score_tokens.default, _score_tokens)
-linear_score_tokens = _past_the_dispatcher(torch.ops.wino.linear_score_tokens.default, _linear_score_tokens)
-accept_remask_ = _past_the_dispatcher(torch.ops.wino.accept_remask_.default, _accept_remask_)
-accept_ = _past_the_dispatcher(torch.ops.wino.accept_.default, _accept_)
-wino_step_ = _past_the_dispatcher(torch.ops.wino.wino_step_.default, _wino_step_)
-shadow_attention = _past_the_dispatcher(torch.ops.wino.shadow_attention.default, _shadow_attention)
-norm_qkv_rope = _past_the_dispatcher(torch.ops.wino.norm_qkv_rope.default, _norm_qkv_rope)
-out_norm_swiglu = _past_the_dispatcher(torch.ops.wino.out_norm_swiglu.default, _out_norm_swiglu)
-shadow_trunk = _past_the_dispatcher(torch.ops.wino.shadow_trunk.default, _shadow_trunk)
+# A public function calls these without looking them up again. Past the dispatcher go those of a decode's step whose
+# kernels check ordinary arguments themselves.
+score_tokens = torch.ops.wino.score_tokens.default
+linear_score_tokens = _past_the_dispatcher("linear_score_tokens")
+accept_remask_ = _past_the_dispatcher("accept_remask_")
+accept_ = torch.ops.wino.accept_.default
+wino_step_ = torch.ops.wino.wino_step_.default
+shadow_attention = torch.ops.wino.shadow_attention.default
+norm_qkv_rope = torch.ops.wino.norm_qkv_rope.default
+out_norm_swiglu = torch.ops.wino.out_norm_swiglu.default
+shadow_trunk = _past_the_dispatcher("shadow_trunk")
 trajectory_loss = torch.ops.wino.trajectory_loss.default

@@ -40,8 +40,9 @@ class Batch:
 
     What a step needs of the layout (embeddings, rotary tables, indices) is built when a block begins; a step rewrites
     the block's embeddings alone. Tensors are changed in place, so that a step can be captured as a graph: only ``keep``
-    replaces them, and ``enter`` some when it says so. Each has one row a sequence; what runs through the model has C
-    copies of it, [B, C, ...]: for classifier-free guidance a second one, with masks or ``guide`` in the prompt's place.
+    replaces them, and ``enter`` some when it says so. Prompts are padded on the left. Each tensor has one row a
+    sequence; what runs through the model has C copies of it, [B, C, ...]: for classifier-free guidance a second one,
+    with masks or ``guide`` in the prompt's place.
 
     Attributes:
         tokens: (B, P + G) int64, up to date after ``settle``.
@@ -170,10 +171,11 @@ class Batch:
         return self.cache is not None and self._choose_part(blocks)
 
     def _start_of(self, blocks: Sequence[int | None]) -> int | None:
-        different = {block for block in blocks if block is not None}
-        if len(different) != 1 or self.config.cuda_graph or self.config.compile_step:
+        first = blocks[0]  # None: an idle sequence, whose tokens stay where they are
+        if first is None or any(block != first for block in blocks):
             return None
-        return self.prompt_length + different.pop() * self.block_length
+        fixed = self.config.cuda_graph or self.config.compile_step
+        return None if fixed else self.prompt_length + first * self.block_length
 
     def _rows_of_table(self, table: Tensor) -> Tensor:
         """(B, C, 1, K, d), the blocks' rows of a rotary table."""

@@ -127,6 +127,11 @@ def _check_inputs(
             f"input_ids: the mask token ({backbone.mask_token_id}) is in the prompt; start the generation region at "
             "the first hole and pass the tokens behind it as generation_ids"
         )
+    if not 0 <= backbone.mask_token_id < backbone.vocab_size:
+        raise ValueError(
+            f"mask_token_id of the model's configuration: expected an id in [0, {backbone.vocab_size}), got "
+            f"{backbone.mask_token_id}"
+        )
     wanted = (batch, config.max_new_tokens)
     if generation_ids is None:
         generation_ids = torch.full(wanted, backbone.mask_token_id, device=backbone.device)
@@ -200,7 +205,7 @@ def _check_length(name: str, visible: Tensor, config: GenerationConfig, backbone
     longest = int(visible.sum(1).max()) + config.max_new_tokens
     if longest > backbone.max_length:
         raise ValueError(
-            f"{name}: prompt and generation need {longest} positions, the model's limit is {backbone.max_length}"
+            f"{name}: with the generation they need {longest} positions, the model's limit is {backbone.max_length}"
         )
 
 

@@ -18,6 +18,7 @@ from layers import after_attention, before_attention, trunk
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -647,8 +648,10 @@ REFUSALS: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] 
 @pytest.mark.parametrize(("call", "changes", "error", "message"), REFUSALS)
 def test_refusals(call: Callable[..., Any], changes: dict[str, Any], error: type[Exception], message: str) -> None:
     for backend in backends.available():
-        with wino_kernels.use_backend(backend), pytest.raises(error, match=rf"^\w+: .*{message}"):
-            call(**changes)
+        for gradients in (False, True):  # without, calls may go past Torch's dispatcher
+            refused = pytest.raises(error, match=rf"^\w+: .*{message}")
+            with torch.set_grad_enabled(gradients), wino_kernels.use_backend(backend), refused:
+                call(**changes)
 
 
 REMASK_REFUSALS = [changes for call, changes, _, _ in REFUSALS if call is call_remask]
@@ -758,17 +761,97 @@ def test_nothing_goes_past_the_dispatcher_of_a_torch_with_other_names(monkeypatc
         call_score()
 
 
-def test_calls_past_the_dispatcher_change_no_result() -> None:
-    logits, ids = torch.randn(B, K, V), torch.full((B, K), -1)
-    through = torch.ops.wino.score_tokens.default(logits, ids)
+def under(context: Any) -> Callable[[Callable[[], Any]], Any]:
+    def run(call: Callable[[], Any]) -> Any:
+        with context():
+            return call()
+
+    return run
+
+
+@pytest.mark.skipif(not native_remask.HAS_EXCHANGE, reason="this torch publishes no exchange API")
+@pytest.mark.parametrize("call", [call_linear, call_remask, call_trunk])
+def test_ordinary_calls_go_past_the_dispatcher_and_no_others(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past: list[str] = []
+
+    def if_valid(*inputs: Any, **options: Any) -> None:
+        past.append(sys._getframe(1).f_code.co_name)  # None: left to the dispatcher
+
+    monkeypatch.setattr(ops, "_if_valid", lambda op, device_type: if_valid)
+
+    def went_past(run: Callable[[Callable[[], Any]], Any]) -> bool:
+        past.clear()
+        with torch.no_grad():
+            run(call)
+        return "call" in past
+
+    assert went_past(lambda call: call())
+    for context in (torch.enable_grad, Names, BaseTorchFunctionMode, torch.autograd.profiler.profile):
+        assert not went_past(under(context))
+    with monkeypatch.context() as tracing:
+        tracing.setattr(torch._C, "_get_tracing_state", object)
+        assert ops._is_heard()
+    with monkeypatch.context() as compiling:
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not went_past(lambda call: call())
+
+
+def test_a_function_transform_is_heard() -> None:
+    heard = []
     with torch.no_grad():
-        past = wino_kernels.score_tokens(logits, ids)
+        assert not ops._is_heard()
+        torch.func.vmap(lambda x: heard.append(ops._is_heard()) or x)(torch.zeros(2))
+    assert heard == [True]
+
+
+def test_lazily_negated_numbers_are_what_they_mean() -> None:
+    half = torch._neg_view(torch.full((B,), -0.5))
+    drafted = draft()
+    with torch.no_grad():
+        for name in ("threshold", "threshold_back"):
+            results = [
+                wino_kernels.accept_remask_(**state(), **drafted, **rule() | {name: value})
+                for value in (half, half.resolve_neg().contiguous())
+            ]
+            assert all(map(torch.equal, *results))
+        weight, hidden = torch._neg_view(torch.randn(V, H)), torch.randn(B, H)
+        one, other = (call_linear(hidden=hidden, weight=w) for w in (weight, weight.resolve_neg()))
+    assert all(map(torch.equal, one, other))
+
+
+def test_calls_past_the_dispatcher_change_no_result() -> None:
+    hidden, weight, ids = torch.randn(B, K, H), torch.randn(V, H), torch.full((B, K), -1)
+    through = torch.ops.wino.linear_score_tokens.default(hidden, weight, ids)
+    with torch.no_grad():
+        past = wino_kernels.linear_score_tokens(hidden, weight, ids)
         with FakeTensorMode() as mode:
-            fake = wino_kernels.score_tokens(mode.from_tensor(logits), mode.from_tensor(ids))
-        outside = wino_kernels.score_tokens(mode.from_tensor(logits), mode.from_tensor(ids))
+            inputs = [mode.from_tensor(tensor) for tensor in (hidden, weight, ids)]
+            fake = wino_kernels.linear_score_tokens(*inputs)
+        outside = wino_kernels.linear_score_tokens(*inputs)
     for one, other, *shapes in zip(through, past, fake, outside, strict=True):
         assert torch.equal(one, other)
         assert all(type(shape) is FakeTensor and shape.shape == one.shape for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    ("call", "changes", "name"),
+    [
+        (call_linear, {"bias": 3}, "bias"),
+        (call_remask, {"mask_id": 1.5}, "mask_id"),
+        (call_remask, {"max_accept": 5.5}, "max_accept"),
+        (call_remask, {"accept_fraction": None}, "accept_fraction"),
+        (call_trunk, {"num_shadow": 2.0}, "num_shadow"),
+        (call_trunk, {"eps": None}, "eps"),
+    ],
+)
+def test_wrong_types_are_named_with_and_without_gradients(
+    call: Callable[..., Any], changes: dict[str, Any], name: str
+) -> None:
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), pytest.raises((TypeError, RuntimeError), match=name):
+            call(**changes)
 
 
 LINEAR_REFUSALS = [changes for call, changes, _, _ in REFUSALS if call is call_linear]
