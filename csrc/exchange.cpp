@@ -33,6 +33,19 @@ bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
   return has_shape(t, shape.begin(), shape.end());
 }
 
+bool is_dense(const Tensor& t) {
+  int64_t dense = 1;
+  for (int32_t d = t.ndim - 1; d >= 0; --d) {
+    if (t.shape[d] != 1 && t.strides[d] != dense) return false;
+    dense *= t.shape[d];
+  }
+  return true;
+}
+
+bool is_rows(const Tensor& t, DataType dtype, std::initializer_list<int64_t> shape) {
+  return same(t.dtype, dtype) && has_shape(t, shape) && t.strides[t.ndim - 1] == 1;
+}
+
 bool view(const py::handle& object, Tensor* out) {
   if (api().view_of_object(object.ptr(), out) != 0) {
     PyErr_Clear();  // the caller's slow path finds out what is wrong with it
@@ -47,17 +60,11 @@ bool view(const py::handle& object, Tensor* out) {
 }
 
 bool view(const py::handle& object, DataType dtype, Tensor* out) {
-  if (!view(object, out) || !same(out->dtype, dtype)) return false;
-  int64_t dense = 1;
-  for (int32_t d = out->ndim - 1; d >= 0; --d) {
-    if (out->shape[d] != 1 && out->strides[d] != dense) return false;
-    dense *= out->shape[d];
-  }
-  return true;
+  return view(object, out) && same(out->dtype, dtype) && is_dense(*out);
 }
 
 bool view_rows(const py::handle& object, DataType dtype, std::initializer_list<int64_t> shape, Tensor* out) {
-  return view(object, out) && same(out->dtype, dtype) && has_shape(*out, shape) && out->strides[out->ndim - 1] == 1;
+  return view(object, out) && is_rows(*out, dtype, shape);
 }
 
 }  // namespace exchange

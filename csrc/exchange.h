@@ -30,13 +30,18 @@ bool use_exchange_of(const pybind11::object& tensor_type);
 // What use_exchange_of() took.
 const dlpack::ExchangeApi& api();
 
+bool is_dense(const Tensor& t);
+
+// Of that dtype and shape, with unit stride in the last dimension.
+bool is_rows(const Tensor& t, DataType dtype, std::initializer_list<int64_t> shape);
+
 // Views `object` if it is a CPU tensor.
 bool view(const pybind11::handle& object, Tensor* out);
 
 // Views `object` if it is a dense CPU tensor of that dtype.
 bool view(const pybind11::handle& object, DataType dtype, Tensor* out);
 
-// Views `object` if it is a CPU tensor of that dtype and shape with unit stride in the last dimension.
+// Views `object` if it is a CPU tensor that is_rows().
 bool view_rows(const pybind11::handle& object, DataType dtype, std::initializer_list<int64_t> shape, Tensor* out);
 
 template <typename T>

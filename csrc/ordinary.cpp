@@ -104,7 +104,7 @@ bool linear_score_tokens(const object& hidden, const object& weight, const objec
                          const object& temperature, const object& seed, int round_to, const object& token_ids,
                          const object& confidence, int threads) {
   Tensor in, head, candidates, added{}, heat{}, seeds{}, ids, sure;
-  if (!view(hidden, &in) || in.ndim < 1 || !view(hidden, in.dtype, &in) || number_of(in.dtype) < 0) return false;
+  if (!view(hidden, &in) || in.ndim < 1 || !is_dense(in) || number_of(in.dtype) < 0) return false;
   if (!view(candidate_ids, kInt64, &candidates)) return false;
   const int64_t H = in.shape[in.ndim - 1];
   const int64_t rows = std::accumulate(in.shape, in.shape + in.ndim - 1, int64_t{1}, std::multiplies<int64_t>());
@@ -114,7 +114,7 @@ bool linear_score_tokens(const object& hidden, const object& weight, const objec
   const int64_t V = head.shape[0];
   const bool draws = !temperature.is_none();
   const bool valid =
-      V >= 1 && V <= INT32_MAX && view_rows(weight, in.dtype, {V, H}, &head) &&
+      V >= 1 && V <= INT32_MAX && is_rows(head, in.dtype, {V, H}) &&
       (bias.is_none() || view_rows(bias, in.dtype, {V}, &added)) && draws == !seed.is_none() &&
       (!draws ||
        (view_per_row(temperature, kFloat32, candidates, &heat) && view(seed, kInt64, &seeds) && is_per_row(seeds))) &&

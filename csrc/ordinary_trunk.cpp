@@ -129,8 +129,7 @@ bool read_rows(const object& x, const object& cosine, const object& sine, const 
   const int64_t B = in.shape[0], L = in.shape[1], D = in.shape[2];
   if (!view(cosine, &cos) || cos.ndim != 4) return false;
   const int64_t head_dim = cos.shape[3], tables = cos.shape[0] == 1 ? 1 : B;
-  const bool rotary = head_dim >= 2 && head_dim % 2 == 0 &&
-                      view_rows(cosine, kFloat32, {tables, 1, L, head_dim}, &cos) &&
+  const bool rotary = head_dim >= 2 && head_dim % 2 == 0 && is_rows(cos, kFloat32, {tables, 1, L, head_dim}) &&
                       view_rows(sine, kFloat32, {tables, 1, L, head_dim}, &sin) &&
                       std::equal(cos.strides, cos.strides + 4, sin.strides);
   if (!rotary || !view(rows, kInt64, &leaving) || leaving.ndim != 2 || leaving.shape[0] != B) return false;

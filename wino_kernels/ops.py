@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -450,9 +450,26 @@ def _given_dtype(device: torch.device) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext()
 
 
-def _if_valid(op: str, device_type: str) -> Callable[..., Any] | None:
-    """``if_valid`` of the kernel that serves the operator now (``backends.Kernel``); None: it has none."""
-    return getattr(implementation(op, device_type), "if_valid", None) if has_kernel(op, device_type) else None
+def _ordinarily(op: str, *inputs: Any, **options: Any) -> Any:
+    """What ``if_valid`` (``backends.Kernel``) of the operator's kernel returns; None: it has none, or declines."""
+    which = op, inputs[0].device.type
+    if_valid = getattr(implementation(*which), "if_valid", None) if has_kernel(*which) else None
+    if if_valid is None:
+        return None
+    try:
+        return if_valid(*inputs, **options)
+    except TypeError:  # a number of a wrong type: others say which
+        return None
+
+
+def _ordinary_first(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend that looks at tensors faster than Python does takes an ordinary call as it comes; else ``function``."""
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        result = _ordinarily(op, *inputs, **options)
+        return function(*inputs, **options) if result is None else result
+
+    return call
 
 
 def _score_tokens(
@@ -473,11 +490,6 @@ def _linear_score_tokens(
     seed: Tensor | None = None,
     round_to: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if (if_valid := _if_valid("linear_score_tokens", hidden.device.type)) is not None:
-        scores = if_valid(hidden, weight, candidate_ids, bias, temperature, seed, round_to)
-        if scores is not None:
-            return cast("tuple[Tensor, Tensor]", scores)
-
     _check_linear_score_tokens(
         hidden, weight, candidate_ids, bias=bias, temperature=temperature, seed=seed, round_to=round_to
     )
@@ -504,11 +516,6 @@ def _accept_remask_(
     verify_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rule = mask_id, threshold, threshold_back, accept_fraction, min_accept, max_accept, verify_last
-    if (if_valid := _if_valid("accept_remask_", tokens.device.type)) is not None:
-        results = if_valid(tokens, masked, revocable, token_ids, confidence, last_accepted, *rule)
-        if results is not None:
-            return cast("tuple[Tensor, Tensor, Tensor]", results)
-
     op = "accept_remask_"
     _check_block(op, tokens, masked)
     _check_revocable(op, tokens, revocable, last_accepted)
@@ -646,12 +653,6 @@ def _shadow_trunk(
     packed: Tensor | None = None,
 ) -> Tensor:
     given = x, weights, biases, cos, sin, _dense(rows)
-    start, padding = _dense(block_start), _dense_or_none(key_padding_mask)
-    if (if_valid := _if_valid("shadow_trunk", x.device.type)) is not None:
-        out = if_valid(*given, num_shadow, start, eps, padding, norm_weight, full_precision, packed)
-        if out is not None:
-            return cast(Tensor, out)
-
     _check_shadow_trunk(
         *given,
         num_shadow=num_shadow,
@@ -663,6 +664,7 @@ def _shadow_trunk(
         packed=packed,
     )
     kernel = implementation("shadow_trunk", x.device.type)
+    start, padding = _dense(block_start), _dense_or_none(key_padding_mask)
     with _given_dtype(x.device):
         return kernel(*given, num_shadow, start, eps, padding, norm_weight, full_precision, packed)
 
@@ -831,14 +833,14 @@ SCHEMAS = (
 )
 _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "score_tokens": (_score_tokens, _score_tokens_fake),
-    "linear_score_tokens": (_linear_score_tokens, _linear_score_tokens_fake),
-    "accept_remask_": (_accept_remask_, _accept_remask_fake),
+    "linear_score_tokens": (_ordinary_first("linear_score_tokens", _linear_score_tokens), _linear_score_tokens_fake),
+    "accept_remask_": (_ordinary_first("accept_remask_", _accept_remask_), _accept_remask_fake),
     "accept_": (_accept_, _accept_fake),
     "wino_step_": (_wino_step_, _wino_step_fake),
     "shadow_attention": (_shadow_attention, _shadow_attention_fake),
     "norm_qkv_rope": (_norm_qkv_rope, _norm_qkv_rope_fake),
     "out_norm_swiglu": (_out_norm_swiglu, _out_norm_swiglu_fake),
-    "shadow_trunk": (_shadow_trunk, _shadow_trunk_fake),
+    "shadow_trunk": (_ordinary_first("shadow_trunk", _shadow_trunk), _shadow_trunk_fake),
     "trajectory_loss": (_trajectory_loss, _trajectory_loss_fake),
     "trajectory_loss_backward": (_trajectory_loss_backward, _trajectory_loss_backward_fake),
 }
@@ -909,11 +911,8 @@ def _past_the_dispatcher(op: str) -> Callable[..., Any]:
         through = torch.compiler.is_compiling() or not inputs[0].is_cpu or _is_heard()
         if through or not _are_plain((*inputs, *options.values())):
             return overload(*inputs, **options)
-        if (if_valid := _if_valid(op, "cpu")) is not None:
-            with contextlib.suppress(TypeError):  # of a number: the dispatcher says which
-                if (result := if_valid(*inputs, **options)) is not None:
-                    return result
-        return overload(*inputs, **options)
+        result = _ordinarily(op, *inputs, **options)
+        return overload(*inputs, **options) if result is None else result
 
     return call
 

@@ -92,8 +92,10 @@ def shadow_trunk_ordinary(
     if not HAS_EXCHANGE or x.dim() != 3 or rows.dim() != 2:
         return None
     out = x.new_empty(x.shape[0], rows.shape[1], x.shape[2])
-    given = x, weights, biases, cos, sin, rows, num_shadow, block_start, eps
-    options = key_padding_mask, norm_weight, full_precision, packed
+    # As the checks behind would hand them on; a pass without its shadow block cuts the mask's rows short.
+    padding = key_padding_mask.contiguous() if isinstance(key_padding_mask, Tensor) else key_padding_mask
+    given = x, weights, biases, cos, sin, rows.contiguous(), num_shadow, block_start.contiguous(), eps
+    options = padding, norm_weight, full_precision, packed
     done = _C.shadow_trunk_ordinary(*given, *options, out, layers.MOST_WEIGHT_BYTES, torch.get_num_threads())
     return out if done else None
 

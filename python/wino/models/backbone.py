@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,15 @@ from .llada import LLaDAModelLM
 from .patching import is_patched, looks_like_llada
 
 
+class _Held(NamedTuple):
+    """What passes take of a model, looked up once; ``table``: the embedding's, None where its module must be called."""
+
+    blocks: list[Weights | None]
+    trunk: Trunk | None
+    head: tuple[Tensor, Tensor | None]
+    table: Tensor | None
+
+
 class Backbone:
     """Decoder's view of a live LLaDA (ours, or the authors' after :func:`wino.patch`); holds the model, copies nothing.
 
@@ -51,9 +60,7 @@ class Backbone:
         self.max_length: int = config.max_sequence_length
         self._scales_logits: bool = config.scale_logits
         self._full_precision: bool = config.rope_full_precision
-        self._held: tuple[list[Weights | None], Trunk | None] | None = None
-        self._held_head: tuple[Tensor, Tensor | None] | None = None
-        self._held_table: Tensor | None = None
+        self._held: _Held | None = None
 
     def hold_weights(self, *, packed: bool) -> None:
         """Look up the weights once, not at every pass: nothing may wrap or change them from now on.
@@ -63,10 +70,9 @@ class Backbone:
         each, trunk = self._find_weights()
         if packed and trunk is not None:
             trunk = trunk._replace(packed=pack_trunk(trunk.weights))
-        self._held_head = None
-        self._held, self._held_head = (each, trunk), self.head()
         wte = self._transformer.wte
-        self._held_table = plain_weight(wte, nn.Embedding) if getattr(wte, "max_norm", None) is None else None
+        table = plain_weight(wte, nn.Embedding) if getattr(wte, "max_norm", None) is None else None
+        self._held = _Held(each, trunk, self._find_head(), table)
 
     def _find_weights(self) -> tuple[list[Weights | None], Trunk | None]:
         each = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
@@ -87,8 +93,9 @@ class Backbone:
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight (V, H) and bias (V,) or None, such that ``hidden_rows @ weight.T + bias`` are the logits."""
-        if self._held_head is not None:
-            return self._held_head
+        return self._find_head() if self._held is None else self._held.head
+
+    def _find_head(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = lm_head(self._model)
         if bias is not None and self._scales_logits:
             bias = bias * logit_scale(self._config)
@@ -108,7 +115,9 @@ class Backbone:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (B, L) -> (B, L, H), what :meth:`trunk` takes."""
-        return self._transformer.wte(tokens) if self._held_table is None else F.embedding(tokens, self._held_table)
+        if self._held is None or self._held.table is None:
+            return self._transformer.wte(tokens)
+        return F.embedding(tokens, self._held.table)
 
     def rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, 1, L, d) in float32 of positions (B, L) or (L,)."""
@@ -147,7 +156,7 @@ class Backbone:
         Returns:
             (B, R, H) after the final norm, in the model's dtype; the factor of ``scale_logits`` is already applied.
         """
-        weights, trunk = self._held or self._find_weights()
+        weights, trunk = self._find_weights() if self._held is None else self._held[:2]
         about: dict[str, Any] = {
             "num_shadow": num_shadow,
             "block_start": block_start,
