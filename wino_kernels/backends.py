@@ -41,7 +41,7 @@ __all__ = [
 BACKENDS: tuple[str, ...] = ("cpu", "triton", "cuda", "eager")
 
 #: Instruction sets of the cpu backend, widest first.
-CPU_ISAS: tuple[str, ...] = ("avx512bf16", "avx512", "avx2", "neon", "portable")
+CPU_ISAS: tuple[str, ...] = ("amx", "avx512bf16", "avx512", "avx2", "neon", "portable")
 
 # Device types for which ``auto`` considers a backend; None: all. An interpreted backend accepts more on request.
 _MEANT_FOR: dict[str, tuple[str, ...] | None] = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",), "eager": None}

@@ -4,7 +4,7 @@
 #pragma once
 
 #if !defined(WINO_ISA)
-#error "compile with -DWINO_ISA=avx512bf16|avx512|avx2|neon|portable"
+#error "compile with -DWINO_ISA=amx|avx512bf16|avx512|avx2|neon|portable"
 #endif
 
 #define WINO_CPU_BEGIN \

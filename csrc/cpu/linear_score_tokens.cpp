@@ -28,7 +28,7 @@ struct Score {
 
 // Rows: at least what the registers take.
 WINO_HD int64_t bounded(int64_t rows, int64_t most) {
-  return rows < kRegisterRows ? static_cast<int64_t>(kRegisterRows) : rows < most ? rows : most;
+  return rows < kRunRows ? static_cast<int64_t>(kRunRows) : rows < most ? rows : most;
 }
 
 WINO_HD int64_t stretch_of(int64_t V) {
@@ -218,6 +218,7 @@ void work(void* context) {
   const Layout<T>& layout = shared.layout;
   const int64_t thread = __atomic_fetch_add(&shared.next_thread, 1, __ATOMIC_RELAXED), V = shared.args.head.N;
   char* scratch = shared.scratch + thread * layout.thread_bytes;
+  const Tiles tiles;
   for (int64_t task; shared.queue.take(&task);) {
     // Neighbouring tasks read the same weights.
     const int64_t stretch = task / shared.groups, group = task % shared.groups;
@@ -249,7 +250,7 @@ int64_t choose_rows(const HeadArgs& a, int64_t most, int64_t* next, int64_t* wan
 
 // Parts of the rows: small enough for a thread's memory, and of few stretches as many as there are threads to busy.
 int64_t groups_of(int64_t rows, int64_t group, int64_t stretches, int threads) {
-  const int64_t least = (rows + group - 1) / group, most = (rows + kRegisterRows - 1) / kRegisterRows;
+  const int64_t least = (rows + group - 1) / group, most = (rows + kRunRows - 1) / kRunRows;
   const int64_t wanted = (threads + stretches - 1) / stretches;
   return wanted < least ? least : wanted < most ? wanted : most;
 }

@@ -58,14 +58,33 @@ struct RowsAtOnce<A, 0> {
 template <typename A>
 void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
                     int64_t sum_stride, bool adds) {
-  for_each_run(0, rows, [&](int64_t first, int64_t number) {
+  for_each_part<kRegisterRows>(0, rows, [&](int64_t first, int64_t number) {
     RowsAtOnce<A, kRegisterRows>::run(number, a + first * stride, stride, panel, words<A>(K), sum + first * sum_stride,
                                       sum_stride, adds);
   });
 }
 
 template void multiply_panel(const float*, int64_t, int64_t, const uint32_t*, int64_t, float*, int64_t, bool);
-#if defined(WINO_HAS_PAIRS)
+#if defined(WINO_HAS_TILES)
+template <>
+void multiply_panel(const BFloat16* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
+                    int64_t sum_stride, bool adds) {
+  for_each_run(0, rows, [&](int64_t first, int64_t number) {
+    const BFloat16* own = a + first * stride;
+    float* to = sum + first * sum_stride;
+    if (!adds) return multiply_tiles(own, number, stride, panel, words<BFloat16>(K), to, sum_stride);
+    // As above, and since rows that are computed twice must not be added twice.
+    alignas(64) float fresh[kRunRows * kPanel];
+    multiply_tiles(own, number, stride, panel, words<BFloat16>(K), fresh, kPanel);
+    for (int64_t r = 0; r < number; ++r) {
+      for (int64_t c = 0; c < kPanel; c += Vec::N) {
+        float* each = to + r * sum_stride + c;
+        Vec::store(each, Vec::add(Vec::load(each), Vec::load(fresh + r * kPanel + c)));
+      }
+    }
+  });
+}
+#elif defined(WINO_HAS_PAIRS)
 template void multiply_panel(const BFloat16*, int64_t, int64_t, const uint32_t*, int64_t, float*, int64_t, bool);
 #endif
 

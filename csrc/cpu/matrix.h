@@ -3,6 +3,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/stages.h"
+#include "cpu/tiles.h"
 #include "cpu/vec.h"
 
 WINO_CPU_BEGIN
@@ -30,7 +31,12 @@ struct IsBFloat16<BFloat16> {
   static constexpr bool value = true;
 };
 
-constexpr int kRegisterRows = Vec::kRegisters == 32 ? 14 : 6;
+constexpr int kRegisterRows = Vec::kRegisters == 32 ? 14 : 6;  // whose sums with a panel the vector registers hold
+#if defined(WINO_HAS_TILES)
+constexpr int kRunRows = 2 * kTileRows;
+#else
+constexpr int kRunRows = kRegisterRows;
+#endif
 constexpr int kPanel = 2 * Vec::N;  // columns
 
 // 32-bit words that K numbers take: a pair of bfloat16 shares one.
@@ -136,15 +142,30 @@ void pack_panel(const T* weight, int64_t stride, int64_t N, int64_t K, int64_t n
   }
 }
 
-// Cuts rows begin ... end - 1 into runs of nearly the same length, as long as registers allow: f(first, rows).
-template <typename Function>
-WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
-  const int64_t rows = end - begin, runs = (rows + kRegisterRows - 1) / kRegisterRows;
+// Cuts rows begin ... end - 1 into as few runs as there can be of at most `most` rows, of nearly the same length:
+// f(first, rows).
+template <int most, typename Function>
+WINO_HD void for_each_part(int64_t begin, int64_t end, const Function& f) {
+  const int64_t rows = end - begin, runs = (rows + most - 1) / most;
   if (runs == 1) return f(begin, rows);
   for (int64_t i = 0; i < runs; ++i) {
     const int64_t first = begin + rows * i / runs;
     f(first, begin + rows * (i + 1) / runs - first);
   }
+}
+
+// Cuts rows begin ... end - 1 into runs as long as registers allow: f(first, rows).
+template <typename Function>
+WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
+#if defined(WINO_HAS_TILES)
+  // An odd number of tiles: one of them is a run, full so that the others are no smaller.
+  const int64_t rows = end - begin, tiles = (rows + kTileRows - 1) / kTileRows;
+  if (tiles > 1 && tiles % 2 == 1) {
+    f(begin, static_cast<int64_t>(kTileRows));
+    begin += kTileRows;
+  }
+#endif
+  for_each_part<kRunRows>(begin, end, f);
 }
 
 // Sums of rows of K operands with a panel, added to what is there if `adds`; rows are `stride` apart. A row's sums do
@@ -153,7 +174,8 @@ template <typename A>
 void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
                     int64_t sum_stride, bool adds = false);
 
-constexpr int64_t kTaskRows = 5 * kRegisterRows;  // at most: they and a panel stay in the L1 and L2 caches
+constexpr int64_t kTaskRows =
+    kRunRows == kRegisterRows ? 5 * kRunRows : 3 * kRunRows;  // at most: they and a panel stay in the L1 and L2 caches
 
 WINO_HD int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 

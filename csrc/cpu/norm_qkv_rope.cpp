@@ -48,7 +48,7 @@ template <typename T>
 int64_t NormQkvRope<T>::thread_bytes(const QkvArgs& a) {
   using A = Operand<T>;
   const int64_t normed = aligned(padded<A>(a.D) * static_cast<int64_t>(sizeof(A)));
-  return kTaskRows * normed + kRegisterRows * columns_together(a) * static_cast<int64_t>(sizeof(float));
+  return kTaskRows * normed + kRunRows * columns_together(a) * static_cast<int64_t>(sizeof(float));
 }
 
 template <typename T>
@@ -100,7 +100,7 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
   const Range range = groups_.rows_of(group, task, job.tasks, job.count);
   const int64_t stride = padded<A>(a.D);
   float* sums = reinterpret_cast<float*>(scratch);
-  A* normed = reinterpret_cast<A*>(scratch + kRegisterRows * together_ * sizeof(float));
+  A* normed = reinterpret_cast<A*>(scratch + kRunRows * together_ * sizeof(float));
   Origin origins[kTaskRows];
   const T* rows[kTaskRows];
   int64_t different = 0;

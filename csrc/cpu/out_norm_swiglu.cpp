@@ -24,7 +24,7 @@ struct Buffers {
     in_bytes = aligned(kTaskRows * in_stride * static_cast<int64_t>(sizeof(A)));
     residual_bytes = aligned(kTaskRows * a.D * static_cast<int64_t>(sizeof(T)));
     middle_bytes = aligned(kTaskRows * middle_stride * static_cast<int64_t>(sizeof(A)));
-    sums_bytes = aligned(2 * kRegisterRows * kPanel * static_cast<int64_t>(sizeof(float)));
+    sums_bytes = aligned(2 * kRunRows * kPanel * static_cast<int64_t>(sizeof(float)));
   }
   int64_t total() const { return in_bytes + residual_bytes + middle_bytes + sums_bytes; }
 };
@@ -91,7 +91,7 @@ void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch
   const T* rows[kTaskRows];
   for (int64_t i = 0; i < count; ++i) rows[i] = residual + i * D;
   norm_operands(rows, count, static_cast<const T*>(a.norm_weight), a.eps, D, in, size.in_stride);
-  float* up = sums + kRegisterRows * kPanel;
+  float* up = sums + kRunRows * kPanel;
   for_each_run_of_columns(inner, [&](int64_t n, Range run) {
     multiply(kGate, in, size.in_stride, n, run, sums);
     multiply(kUp, in, size.in_stride, n, run, up);

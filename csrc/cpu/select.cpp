@@ -5,11 +5,18 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace wino {
 namespace cpu {
 
+#if defined(WINO_BUILD_amx)
+namespace amx {
+extern const Kernels kKernels;
+}
+#endif
 #if defined(WINO_BUILD_avx512bf16)
 namespace avx512bf16 {
 extern const Kernels kKernels;
@@ -41,13 +48,16 @@ constexpr const char* kNotBuilt = "not in this build (another architecture, or t
 #if defined(WINO_BUILD_avx512bf16) || defined(WINO_BUILD_avx512) || defined(WINO_BUILD_avx2)
 
 struct X86 {
-  uint32_t basic_ecx = 0, extended_ebx = 0, more_eax = 0;
+  uint32_t basic_ecx = 0, extended_ebx = 0, extended_edx = 0, more_eax = 0;
   uint64_t os_state = 0;  // XCR0: the register state that the operating system saves
 
   X86() {
     uint32_t a, b, c, d;
     if (__get_cpuid(1, &a, &b, &c, &d)) basic_ecx = c;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) extended_ebx = b;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+      extended_ebx = b;
+      extended_edx = d;
+    }
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) more_eax = a;
     if (basic_ecx & bit_OSXSAVE) {
       uint32_t low, high;
@@ -83,6 +93,22 @@ const char* why_not_avx512bf16() {
   return x86().more_eax & bf16 ? "" : "the CPU lacks AVX-512 BF16";
 }
 
+// Linux saves a process' tile registers once it has asked: for all of its threads, and for what it forks.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
+const char* why_not_amx() {
+  if (const char* reason = why_not_avx512bf16(); *reason != '\0') return reason;
+  constexpr uint32_t bf16 = 1u << 22, tiles = 1u << 24;
+  if ((x86().extended_edx & (bf16 | tiles)) != (bf16 | tiles)) return "the CPU lacks AMX tiles or AMX BF16";
+  constexpr uint64_t tile_state = 0x60000;
+  const bool saved = (x86().os_state & tile_state) == tile_state && may_use_tiles();
+  return saved ? "" : "the operating system does not let the process use AMX";
+}
+
 #endif
 
 const char* available() { return ""; }
@@ -95,6 +121,9 @@ struct Isa {
 
 // Widest first.
 const Isa kIsas[] = {
+#if defined(WINO_BUILD_amx)
+    {"amx", &amx::kKernels, why_not_amx},
+#endif
 #if defined(WINO_BUILD_avx512bf16)
     {"avx512bf16", &avx512bf16::kKernels, why_not_avx512bf16},
 #endif

@@ -9,7 +9,7 @@ WINO_CPU_BEGIN
 
 namespace {
 
-constexpr int64_t kFewestRows = 4 * kRegisterRows;  // of a task: packing a head's keys should be worth it
+constexpr int64_t kFewestRows = 4 * kRunRows;  // of a task: packing a head's keys should be worth it
 
 WINO_HD int64_t up_to_panel(int64_t n) { return panels(n) * kPanel; }
 
@@ -18,8 +18,8 @@ template <typename T>
 struct Buffers {
   using A = Operand<T>;
   uint32_t *keys, *values;  // packed
-  A *query, *weights;       // [kRegisterRows, padded d], [kRegisterRows, padded Lk]
-  float *scores, *sums;     // [kRegisterRows, Lk up to a panel], [kRegisterRows, d up to a panel]
+  A *query, *weights;       // [kRunRows, padded d], [kRunRows, padded Lk]
+  float *scores, *sums;     // [kRunRows, Lk up to a panel], [kRunRows, d up to a panel]
   float* hidden;            // [Lk up to a panel]: the most a score may be, -inf of a key that may not be attended
   int64_t bytes;
 
@@ -33,10 +33,10 @@ struct Buffers {
     };
     keys = reinterpret_cast<uint32_t*>(take(packed_words<A>(a.Lk, d) * word));
     values = reinterpret_cast<uint32_t*>(take(packed_words<A>(d, L) * word));
-    query = reinterpret_cast<A*>(take(kRegisterRows * padded<A>(d) * size));
-    weights = reinterpret_cast<A*>(take(kRegisterRows * L * size));
-    scores = reinterpret_cast<float*>(take(kRegisterRows * L * word));
-    sums = reinterpret_cast<float*>(take(kRegisterRows * up_to_panel(d) * word));
+    query = reinterpret_cast<A*>(take(kRunRows * padded<A>(d) * size));
+    weights = reinterpret_cast<A*>(take(kRunRows * L * size));
+    scores = reinterpret_cast<float*>(take(kRunRows * L * word));
+    sums = reinterpret_cast<float*>(take(kRunRows * up_to_panel(d) * word));
     hidden = reinterpret_cast<float*>(take(L * word));
     bytes = next - memory;
   }
@@ -226,8 +226,8 @@ void attend_rows(const AttentionArgs& a, const Head<T>& head, const Buffers<T>& 
     multiply_panel(asking, rows, asking_stride, in.keys + n * words<A>(d), d, in.scores + n, w_stride);
   }
   const bool scaled = head.visible != nullptr || !(a.scale > 0.0f);  // before the largest is looked for
-  int64_t own[kRegisterRows];
-  float largest[kRegisterRows], sums[kRegisterRows];
+  int64_t own[kRunRows];
+  float largest[kRunRows], sums[kRunRows];
   // One thing at a time for all rows: what it takes a row to have its largest score hides behind the other rows.
   for (int64_t i = 0; i < rows; ++i) {
     float* scores = in.scores + i * w_stride;

@@ -6,7 +6,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/threads.h"
-#include "cpu/vec.h"
+#include "cpu/tiles.h"
 
 WINO_CPU_BEGIN
 
@@ -38,6 +38,7 @@ struct StageRun {
 WINO_HD void run_tasks(void* context) {
   StageRun& run = *static_cast<StageRun*>(context);
   char* scratch = run.scratch + __atomic_fetch_add(&run.next_thread, 1, __ATOMIC_RELAXED) * run.thread_bytes;
+  const Tiles tiles;
   const Stage* stage = run.stages;
   int64_t first = 0;
   for (int64_t task; run.queue.take(&task);) {

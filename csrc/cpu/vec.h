@@ -8,10 +8,12 @@
 #define WINO_ISA_IS_neon 3
 #define WINO_ISA_IS_portable 4
 #define WINO_ISA_IS_avx512bf16 5
+#define WINO_ISA_IS_amx 6
 #define WINO_ISA_NUMBER_(isa) WINO_ISA_IS_##isa
 #define WINO_ISA_NUMBER(isa) WINO_ISA_NUMBER_(isa)
 
-#if WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx512 || WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx512bf16
+#if WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx512 || WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx512bf16 || \
+    WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_amx
 #include "cpu/vec_avx512.h"
 #elif WINO_ISA_NUMBER(WINO_ISA) == WINO_ISA_IS_avx2
 #include "cpu/vec_avx2.h"

@@ -1,4 +1,4 @@
-// 16 float lanes: AVX-512 F, BW, DQ, VL.
+// 16 float lanes: AVX-512 F, BW, DQ, VL; with AVX-512 BF16 pairs of bfloat16, with AMX tiles of them.
 #pragma once
 
 #include <immintrin.h>
@@ -7,6 +7,9 @@
 #include "cpu/scalar.h"
 
 #define WINO_LOADS_PAIRS 1
+#if defined(__AMX_BF16__)
+#define WINO_HAS_TILES 1
+#endif
 
 WINO_CPU_BEGIN
 

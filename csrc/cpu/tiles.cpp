@@ -1,0 +1,110 @@
+#include "cpu/tiles.h"
+
+#if defined(WINO_HAS_TILES)
+
+#include "cpu/matrix.h"
+
+WINO_CPU_BEGIN
+
+namespace {
+
+static_assert(kPanel == 2 * kTileWords, "a panel is two tiles wide");
+
+// What LDTILECFG reads.
+struct Configuration {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  void set(int tile, int64_t rows_of_tile, int64_t words) {
+    rows[tile] = static_cast<uint8_t>(rows_of_tile);
+    row_bytes[tile] = static_cast<uint16_t>(words * sizeof(uint32_t));
+  }
+};
+static_assert(sizeof(Configuration) == 64, "as the CPU defines it");
+
+// Tiles 0 ... 3: sums; 4 and 5: left and right side of whole steps; 6 and 7: of the words that are left of a row.
+struct Shape {
+  int64_t rows, rest;  // of the left side; 0: not configured
+};
+thread_local Shape t_shape;
+
+// To configure takes as long as some products of tiles: only if it has to be.
+void configure(int64_t rows, int64_t rest) {
+  if (t_shape.rows == rows && (rest == 0 || t_shape.rest == rest)) return;
+  if (rest == 0) rest = t_shape.rest;
+  Configuration all;
+  for (int tile = 0; tile < 4; ++tile) all.set(tile, rows, kTileWords);
+  all.set(4, rows, kTileWords);
+  all.set(5, kTileRows, kTileWords);
+  if (rest > 0) {
+    all.set(6, rows, rest);
+    all.set(7, rest, kTileWords);
+  }
+  __asm__ volatile("" : : "r"(&all) : "memory");  // GCC believes that eight bytes of it are read
+  _tile_loadconfig(&all);
+  t_shape = {rows, rest};
+}
+
+// A step of both halves of a panel: the products of tiles of `left` and `right`, added to the sums. The second tile of
+// rows begins `second` numbers behind the first.
+#define WINO_STEP(left, right)                                         \
+  _tile_loadd(left, a, a_bytes);                                       \
+  _tile_loadd(right, panel, kPanel * sizeof(uint32_t));                \
+  _tile_dpbf16ps(0, left, right);                                      \
+  if (two) {                                                           \
+    _tile_loadd(right, panel + kTileWords, kPanel * sizeof(uint32_t)); \
+    _tile_dpbf16ps(1, left, right);                                    \
+    _tile_loadd(left, a + second, a_bytes);                            \
+    _tile_dpbf16ps(3, left, right);                                    \
+    _tile_loadd(right, panel, kPanel * sizeof(uint32_t));              \
+    _tile_dpbf16ps(2, left, right);                                    \
+  } else {                                                             \
+    _tile_loadd(right, panel + kTileWords, kPanel * sizeof(uint32_t)); \
+    _tile_dpbf16ps(1, left, right);                                    \
+  }
+
+template <bool two>
+void multiply(const BFloat16* a, int64_t stride, int64_t second, const uint32_t* panel, int64_t n, float* sum,
+              float* second_sum, int64_t sum_stride) {
+  const int64_t a_bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t sum_bytes = sum_stride * static_cast<int64_t>(sizeof(float));
+  _tile_zero(0);
+  _tile_zero(1);
+  if (two) _tile_zero(2);
+  if (two) _tile_zero(3);
+  for (; n >= kTileWords; n -= kTileWords, a += 2 * kTileWords, panel += kTileWords * kPanel) {
+    WINO_STEP(4, 5)
+  }
+  if (n > 0) {
+    WINO_STEP(6, 7)
+  }
+  _tile_stored(0, sum, sum_bytes);
+  _tile_stored(1, sum + kTileWords, sum_bytes);
+  if (two) _tile_stored(2, second_sum, sum_bytes);
+  if (two) _tile_stored(3, second_sum + kTileWords, sum_bytes);
+}
+
+#undef WINO_STEP
+
+}  // namespace
+
+Tiles::Tiles() { t_shape = {0, 0}; }
+
+Tiles::~Tiles() {
+  if (t_shape.rows > 0) _tile_release();
+  t_shape = {0, 0};
+}
+
+void multiply_tiles(const BFloat16* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t n, float* sum,
+                    int64_t sum_stride) {
+  configure(rows < kTileRows ? rows : kTileRows, n % kTileWords);
+  if (rows <= kTileRows) return multiply<false>(a, stride, 0, panel, n, sum, nullptr, sum_stride);
+  // A product with fewer rows takes as long: the second tile is full too, and has some rows of the first once more.
+  const int64_t second = rows - kTileRows;
+  multiply<true>(a, stride, second * stride, panel, n, sum, sum + second * sum_stride, sum_stride);
+}
+
+WINO_CPU_END
+
+#endif

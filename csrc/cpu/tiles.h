@@ -1,0 +1,34 @@
+// Products of bfloat16 on a core's tile registers (AMX): 16 rows of 64 bytes each, of which one instruction multiplies
+// two and adds to a third.
+#pragma once
+
+#include "cpu/vec.h"
+
+WINO_CPU_BEGIN
+
+#if defined(WINO_HAS_TILES)
+
+constexpr int kTileRows = 16, kTileWords = 16;  // a word: a pair of bfloat16, or a sum
+
+// The tile registers of a thread while it works on products; whoever uses them before or after need not know.
+struct Tiles {
+  Tiles();
+  ~Tiles();
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+// As multiply_panel of matrix.h, of at most 2 kTileRows rows of n words.
+void multiply_tiles(const BFloat16* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t n, float* sum,
+                    int64_t sum_stride);
+
+#else
+
+struct Tiles {
+  WINO_MEMBER Tiles() {}
+  WINO_MEMBER ~Tiles() {}
+};
+
+#endif
+
+WINO_CPU_END
