@@ -45,7 +45,7 @@ namespace {
 
 constexpr const char* kNotBuilt = "not in this build (another architecture, or the compiler lacks its flags)";
 
-#if defined(WINO_BUILD_avx512bf16) || defined(WINO_BUILD_avx512) || defined(WINO_BUILD_avx2)
+#if defined(WINO_BUILD_amx) || defined(WINO_BUILD_avx512bf16) || defined(WINO_BUILD_avx512) || defined(WINO_BUILD_avx2)
 
 struct X86 {
   uint32_t basic_ecx = 0, extended_ebx = 0, extended_edx = 0, more_eax = 0;
@@ -95,9 +95,13 @@ const char* why_not_avx512bf16() {
 
 // Linux saves a process' tile registers once it has asked: for all of its threads, and for what it forks.
 bool may_use_tiles() {
+#if defined(SYS_arch_prctl)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
   static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return granted;
+#else
+  return false;
+#endif
 }
 
 const char* why_not_amx() {
