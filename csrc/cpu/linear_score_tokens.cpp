@@ -1,5 +1,6 @@
 // The LM head and the scores of its logits: each tile of logits is folded into the rows' running state while it is in
-// cache.
+// cache. Panels of the weight are packed as they come, to meet all rows; on tile registers the rows are packed, once,
+// and the weight is multiplied where it lies.
 #include "cpu/operators.h"
 #include "cpu/reduce.h"
 #include "cpu/row_math.h"
@@ -12,6 +13,7 @@ namespace {
 constexpr int64_t kTile = 256;                   // columns whose logits are alive, of the rows of a task
 constexpr int64_t kTileStride = kTile + Vec::N;  // rows a power of two apart would share few sets of the L1 cache
 constexpr int64_t kPartWords = 4096 / kPanel;    // of a column, multiplied at a time: a panel of them is half of L1
+constexpr int64_t kLongest = 4096;               // numbers of a row that are multiplied in place in one go
 constexpr int64_t kGroupRows = 128;              // rows of a task, at most
 constexpr int64_t kMostOfThreads = 8 << 20;      // bytes of all threads together
 constexpr int64_t kStretch = 16 * kTile;         // columns of a task, at least
@@ -25,6 +27,15 @@ struct Score {
   int64_t best_id;
   float max, best, given, best_logit;
 };
+
+// Whether the weight is multiplied where it lies.
+WINO_HD bool in_place(const HeadArgs& a) {
+#if defined(WINO_HAS_TILES)
+  return a.dtype == kBFloat16 && a.head.K % 2 == 0;  // whole words: nothing behind a row is read
+#else
+  return static_cast<void>(a), false;
+#endif
+}
 
 // Rows: at least what the registers take.
 WINO_HD int64_t bounded(int64_t rows, int64_t most) {
@@ -40,8 +51,8 @@ WINO_HD int64_t stretch_of(int64_t V) {
 template <typename T>
 struct Layout {
   using A = Operand<T>;
-  int64_t stride;          // of gathered rows
-  int64_t at_once, group;  // rows
+  int64_t stride;                // of gathered rows
+  int64_t at_once, group, unit;  // rows: alive, of a task, and that stay together
   int64_t stretch, stretches;
   int64_t wanted, gathered, scores, threads, thread_bytes, bytes;  // offsets, except for the last two
 
@@ -50,15 +61,16 @@ struct Layout {
     stride = padded<A>(a.head.K) + 64 / size;  // not a power of two
     at_once = bounded(kMostGathered / (stride * size), kMostRows);
     at_once = at_once < a.rows ? at_once : a.rows;
+    unit = in_place(a) ? kPanel : 1;
     stretch = stretch_of(a.head.N);
     stretches = (a.head.N + stretch - 1) / stretch;
     wanted = 0;
     gathered = aligned(at_once * static_cast<int64_t>(sizeof(int64_t)));
-    scores = gathered + aligned(at_once * stride * size);
+    scores = gathered + aligned((at_once + unit - 1) / unit * unit * stride * size);
     threads = scores + aligned(at_once * stretches * static_cast<int64_t>(sizeof(Score)));
     const int64_t panel_bytes = kPartWords * kPanel * static_cast<int64_t>(sizeof(uint32_t));
     const int64_t row_bytes = kTileStride * static_cast<int64_t>(sizeof(float));
-    group = bounded((kMostOfThreads / a.threads - panel_bytes) / row_bytes, kGroupRows);
+    group = bounded((kMostOfThreads / a.threads - panel_bytes) / row_bytes, kGroupRows) / unit * unit;
     thread_bytes = panel_bytes + group * row_bytes;
     bytes = threads + a.threads * thread_bytes;
   }
@@ -70,7 +82,7 @@ struct Shared {
   Layout<T> layout;
   const int64_t* wanted;  // the rows that are scored now
   int64_t rows, groups;
-  Operand<T>* in;  // these rows
+  Operand<T>* in;  // these rows, or panels of which they are the columns
   Score* scores;   // [stretches, rows]
   char* scratch;
   int64_t next_thread;
@@ -143,33 +155,86 @@ struct Part {
   }
 };
 
+// Sums of rows first ... first + count with columns begin ... end of a tile.
+template <typename T>
+void multiply_packed(const Shared<T>& shared, int64_t begin, int64_t end, int64_t first, int64_t count, uint32_t* panel,
+                     float* sums) {
+  constexpr int64_t kPart = kPartWords * static_cast<int64_t>(sizeof(uint32_t) / sizeof(Operand<T>));
+  const LinearArgs& head = shared.args.head;
+  const int64_t stride = shared.layout.stride;
+  const Operand<T>* in = shared.in + first * stride;
+  for (int64_t n = begin; n < end; n += kPanel, sums += kPanel) {
+    for (int64_t k = 0; k < head.K; k += kPart) {
+      const bool ends = k + kPart >= head.K;
+      const int64_t numbers = ends ? head.K - k : kPart;
+      const Part<T> next(head, ends ? n + kPanel : n, ends ? 0 : k + kPart, kPart);
+      const int64_t last = n + kPanel < end ? n + kPanel : end;
+      pack_panel(static_cast<const T*>(head.weight) + k, head.stride, last, numbers, n, panel);
+      for_each_run(0, count, [&](int64_t i, int64_t rows) {
+        next.prefetch(i, i + rows, count);
+        multiply_panel(in + i * stride + k, rows, stride, panel, numbers, sums + i * kTileStride, kTileStride, k > 0);
+      });
+    }
+  }
+}
+
+#if defined(WINO_HAS_TILES)
+// The same with the rows as panels and columns of the weight as rows; what comes out is turned. The columns that come
+// next are fetched with every step: it takes longer to read them than to multiply.
+void multiply_in_place(const Shared<BFloat16>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
+                       float* turned, float* sums) {
+  constexpr int64_t kSquare = kPanel * kPanel;
+  static_assert(kGroupRows * kPanel <= kPartWords * kPanel, "room for what is turned");
+  const LinearArgs& head = shared.args.head;
+  const int64_t stride = shared.layout.stride / 2, number = panels(count);
+  const uint32_t* in = reinterpret_cast<const uint32_t*>(shared.in) + first * stride;
+  for (int64_t n = begin; n < end; n += kPanel, sums += kPanel) {
+    const int64_t columns = end - n < kPanel ? end - n : kPanel;
+    for (int64_t k = 0; k < head.K; k += kLongest) {
+      const int64_t numbers = head.K - k < kLongest ? head.K - k : kLongest;
+      const Part<BFloat16> own(head, n, k, kLongest), next(head, n + kPanel, k, kLongest);
+      for (int64_t i = 0; i < number; ++i) {
+        const int64_t from = next.rows * i / number, to = next.rows * (i + 1) / number;
+        const Ahead ahead{next.begin + from * next.stride, to - from};
+        multiply_tiles(own.begin, columns, own.stride, in + i * kPanel * stride + k / 2 * kPanel, numbers / 2,
+                       turned + i * kSquare, kPanel, k > 0, ahead);
+      }
+    }
+    for (int64_t i = 0; i < count; i += kPanel) {
+      const int64_t rows = count - i < kPanel ? count - i : kPanel;
+      for (int64_t c = 0; c < columns; c += Vec::N) {
+        const float* from = turned + i * kPanel + c * kPanel;
+        transpose_columns<false>(reinterpret_cast<const uint32_t*>(from), kPanel, rows,
+                                 reinterpret_cast<uint32_t*>(sums + i * kTileStride + c), kTileStride);
+      }
+    }
+  }
+}
+#endif
+
+template <typename T>
+WINO_HD void multiply(const Shared<T>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
+                      uint32_t* panel, float* sums) {
+  multiply_packed(shared, begin, end, first, count, panel, sums);
+}
+#if defined(WINO_HAS_TILES)
+WINO_HD void multiply(const Shared<BFloat16>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
+                      uint32_t* panel, float* sums) {
+  if (!in_place(shared.args)) return multiply_packed(shared, begin, end, first, count, panel, sums);
+  multiply_in_place(shared, begin, end, first, count, reinterpret_cast<float*>(panel), sums);
+}
+#endif
+
 template <typename T>
 void score_columns(const Shared<T>& shared, int64_t begin, int64_t end, int64_t first, int64_t count, Score* scores,
                    char* scratch) {
-  using A = Operand<T>;
-  constexpr int64_t kPart = kPartWords * static_cast<int64_t>(sizeof(uint32_t) / sizeof(A));
   const HeadArgs& a = shared.args;
-  const LinearArgs& head = a.head;
   uint32_t* panel = reinterpret_cast<uint32_t*>(scratch);
   float* logits = reinterpret_cast<float*>(panel + kPartWords * kPanel);
-  const A* in = shared.in + first * shared.layout.stride;
   for (int64_t i = 0; i < count; ++i) scores[i] = {0.0, -1, -INFINITY, -INFINITY, NAN, NAN};
   for (int64_t tile = begin; tile < end; tile += kTile) {
     const int64_t width = end - tile < kTile ? end - tile : kTile;
-    for (int64_t n = 0; n < width; n += kPanel) {
-      for (int64_t k = 0; k < head.K; k += kPart) {
-        const bool ends = k + kPart >= head.K;
-        const int64_t numbers = ends ? head.K - k : kPart;
-        const Part<T> next(head, ends ? tile + n + kPanel : tile + n, ends ? 0 : k + kPart, kPart);
-        const int64_t last = n + kPanel < width ? tile + n + kPanel : end;
-        pack_panel(static_cast<const T*>(head.weight) + k, head.stride, last, numbers, tile + n, panel);
-        for_each_run(0, count, [&](int64_t i, int64_t rows) {
-          next.prefetch(i, i + rows, count);
-          multiply_panel(in + i * shared.layout.stride + k, rows, shared.layout.stride, panel, numbers,
-                         logits + i * kTileStride + n, kTileStride, k > 0);
-        });
-      }
-    }
+    multiply(shared, tile, tile + width, first, count, panel, logits);
     const int64_t whole = (width + 4 * Vec::N - 1) / (4 * Vec::N) * (4 * Vec::N);
     for (int64_t i = 0; i < count; ++i) {
       finish_logits<T>(a, tile, width, whole, logits + i * kTileStride);
@@ -205,9 +270,15 @@ void finish_row(const Shared<T>& shared, int64_t i) {
 template <typename T>
 void gather_rows(const Shared<T>& shared, int64_t first, int64_t last) {
   const HeadArgs& a = shared.args;
-  for (int64_t i = first; i < last; ++i) {
+  const auto row = [&](int64_t i) { return static_cast<const T*>(a.hidden) + shared.wanted[i] * a.row_stride; };
+  for (int64_t i = first; in_place(a) && i < last; i += Vec::N) {
+    uint32_t* panel = reinterpret_cast<uint32_t*>(shared.in + i / kPanel * kPanel * shared.layout.stride);
+    const int64_t number = last - i < Vec::N ? last - i : Vec::N;
+    pack_any_columns<T>([&](int64_t c) { return row(i + c); }, number, a.head.K, panel + i % kPanel);
+  }
+  for (int64_t i = first; !in_place(a) && i < last; ++i) {
     Operand<T>* to = shared.in + i * shared.layout.stride;
-    store_operands(static_cast<const T*>(a.hidden) + shared.wanted[i] * a.row_stride, a.head.K, to);
+    store_operands(row(i), a.head.K, to);
     pad_row(to, a.head.K);
   }
 }
@@ -223,7 +294,9 @@ void work(void* context) {
     // Neighbouring tasks read the same weights.
     const int64_t stretch = task / shared.groups, group = task % shared.groups;
     const int64_t begin = stretch * layout.stretch, end = begin + layout.stretch < V ? begin + layout.stretch : V;
-    const int64_t first = shared.rows * group / shared.groups, last = shared.rows * (group + 1) / shared.groups;
+    const int64_t units = (shared.rows + layout.unit - 1) / layout.unit, end_row = units * (group + 1) / shared.groups;
+    const int64_t first = units * group / shared.groups * layout.unit;
+    const int64_t last = end_row * layout.unit < shared.rows ? end_row * layout.unit : shared.rows;
     // A task that has all columns of its rows sees to everything about them.
     const bool has_all = layout.stretches == 1;
     if (has_all) gather_rows(shared, first, last);

@@ -70,18 +70,8 @@ template <>
 void multiply_panel(const BFloat16* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
                     int64_t sum_stride, bool adds) {
   for_each_run(0, rows, [&](int64_t first, int64_t number) {
-    const BFloat16* own = a + first * stride;
-    float* to = sum + first * sum_stride;
-    if (!adds) return multiply_tiles(own, number, stride, panel, words<BFloat16>(K), to, sum_stride);
-    // As above, and since rows that are computed twice must not be added twice.
-    alignas(64) float fresh[kRunRows * kPanel];
-    multiply_tiles(own, number, stride, panel, words<BFloat16>(K), fresh, kPanel);
-    for (int64_t r = 0; r < number; ++r) {
-      for (int64_t c = 0; c < kPanel; c += Vec::N) {
-        float* each = to + r * sum_stride + c;
-        Vec::store(each, Vec::add(Vec::load(each), Vec::load(fresh + r * kPanel + c)));
-      }
-    }
+    multiply_tiles(a + first * stride, number, stride, panel, words<BFloat16>(K), sum + first * sum_stride, sum_stride,
+                   adds);
   });
 }
 #elif defined(WINO_HAS_PAIRS)

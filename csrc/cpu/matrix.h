@@ -82,15 +82,16 @@ WINO_HD void pad_row(A* row, int64_t K) {
   for (int64_t k = K; k < padded<A>(K); ++k) from_float(0.0f, row + k);
 }
 
-// Word k of columns c ... c + Vec::N goes to panel[k][c], or if it is a pair of bfloat16 that are multiplied as floats,
-// to panel[2 k][c] and panel[2 k + 1][c]: a transposition, four words and four columns at a time.
+// Word k of columns c ... c + Vec::N goes to to[k][c], or if it is a pair of bfloat16 that are multiplied as floats,
+// to to[2 k][c] and to[2 k + 1][c]: a transposition, four words and four columns at a time.
 template <bool splits>
-WINO_HD void transpose_columns(const uint32_t* from, int64_t stride, int64_t n, uint32_t* panel) {
+WINO_HD void transpose_columns(const uint32_t* from, int64_t stride, int64_t n, uint32_t* to,
+                               int64_t to_stride = kPanel) {
   const auto put = [&](int64_t k, Vec::U word) {
-    if (!splits) return Vec::store(panel + k * kPanel, word);
+    if (!splits) return Vec::store(to + k * to_stride, word);
     Vec::F each[2];
     Vec::split_pairs(word, each);
-    for (int i = 0; i < 2; ++i) Vec::store(reinterpret_cast<float*>(panel) + (2 * k + i) * kPanel, each[i]);
+    for (int i = 0; i < 2; ++i) Vec::store(reinterpret_cast<float*>(to) + (2 * k + i) * to_stride, each[i]);
   };
   int64_t k = 0;
   for (; k + 4 <= n; k += 4) {
@@ -106,27 +107,35 @@ WINO_HD void transpose_columns(const uint32_t* from, int64_t stride, int64_t n, 
   }
 }
 
-// Rows of K operands as columns of a panel, Vec::N of them; of fewer rows the last columns are undefined.
+// Rows of K operands, row(0) and others, as columns of a panel, at most Vec::N; of fewer the last columns are
+// undefined.
+template <typename T, typename Row>
+void pack_any_columns(const Row& row, int64_t number, int64_t K, uint32_t* panel) {
+  using A = Operand<T>;
+  constexpr int64_t kStretch = 32;  // numbers
+  uint32_t stretch[Vec::N][kStretch];
+  for (int64_t k = 0; k < K; k += kStretch) {
+    const int64_t count = K - k < kStretch ? K - k : kStretch;
+    for (int64_t c = 0; c < number; ++c) {
+      A* to = reinterpret_cast<A*>(stretch[c]);
+      store_operands(row(c) + k, count, to);
+      pad_row(to, count);
+    }
+    transpose_columns<false>(stretch[0], kStretch, words<A>(count), panel + words<A>(k) * kPanel);
+  }
+}
+
+// The same of rows `stride` apart.
 template <typename T>
 void pack_columns(const T* rows, int64_t stride, int64_t number, int64_t K, uint32_t* panel) {
   using A = Operand<T>;
-  constexpr int64_t kStretch = 32;  // numbers
   constexpr bool splits = IsBFloat16<T>::value && sizeof(A) == sizeof(float);
   const bool as_it_is = (sizeof(A) == sizeof(T) || splits) && number == Vec::N && K % 2 == 0 && stride % 2 == 0;
   if (as_it_is && reinterpret_cast<uintptr_t>(rows) % sizeof(uint32_t) == 0) {
     constexpr int64_t each = sizeof(uint32_t) / sizeof(T);
     return transpose_columns<splits>(reinterpret_cast<const uint32_t*>(rows), stride / each, K / each, panel);
   }
-  uint32_t stretch[Vec::N][kStretch];
-  for (int64_t k = 0; k < K; k += kStretch) {
-    const int64_t count = K - k < kStretch ? K - k : kStretch;
-    for (int64_t c = 0; c < number; ++c) {
-      A* to = reinterpret_cast<A*>(stretch[c]);
-      store_operands(rows + c * stride + k, count, to);
-      pad_row(to, count);
-    }
-    transpose_columns<false>(stretch[0], kStretch, words<A>(count), panel + words<A>(k) * kPanel);
-  }
+  pack_any_columns<T>([&](int64_t c) { return rows + c * stride; }, number, K, panel);
 }
 
 // The panel of columns n ... n + kPanel of a weight (N, K) with rows `stride` apart: [words][kPanel], undefined where

@@ -64,25 +64,38 @@ void configure(int64_t rows, int64_t rest) {
     _tile_dpbf16ps(1, left, right);                                    \
   }
 
+// Where a product's sides are, its sums go, and by how much a row is behind another (in bytes).
+struct Product {
+  const BFloat16* a;
+  const uint32_t* panel;
+  float* sum;
+  int64_t a_bytes, sum_bytes, second;
+};
+
 template <bool two>
-void multiply(const BFloat16* a, int64_t stride, int64_t second, const uint32_t* panel, int64_t n, float* sum,
-              float* second_sum, int64_t sum_stride) {
-  const int64_t a_bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t sum_bytes = sum_stride * static_cast<int64_t>(sizeof(float));
+void multiply(const Product& of, int64_t n, Ahead ahead) {
+  const BFloat16* a = of.a;
+  const uint32_t* panel = of.panel;
+  const int64_t a_bytes = of.a_bytes, second = of.second * a_bytes / static_cast<int64_t>(sizeof(BFloat16));
   _tile_zero(0);
   _tile_zero(1);
   if (two) _tile_zero(2);
   if (two) _tile_zero(3);
   for (; n >= kTileWords; n -= kTileWords, a += 2 * kTileWords, panel += kTileWords * kPanel) {
+    const char* line = reinterpret_cast<const char*>(ahead.begin);
+    for (int64_t r = 0; r < ahead.rows; ++r, line += a_bytes) _mm_prefetch(line, _MM_HINT_T1);
+    ahead.begin += 2 * kTileWords;
     WINO_STEP(4, 5)
   }
   if (n > 0) {
     WINO_STEP(6, 7)
   }
-  _tile_stored(0, sum, sum_bytes);
-  _tile_stored(1, sum + kTileWords, sum_bytes);
-  if (two) _tile_stored(2, second_sum, sum_bytes);
-  if (two) _tile_stored(3, second_sum + kTileWords, sum_bytes);
+  _tile_stored(0, of.sum, of.sum_bytes);
+  _tile_stored(1, of.sum + kTileWords, of.sum_bytes);
+  if (!two) return;
+  float* behind = of.sum + of.second * of.sum_bytes / static_cast<int64_t>(sizeof(float));
+  _tile_stored(2, behind, of.sum_bytes);
+  _tile_stored(3, behind + kTileWords, of.sum_bytes);
 }
 
 #undef WINO_STEP
@@ -97,12 +110,21 @@ Tiles::~Tiles() {
 }
 
 void multiply_tiles(const BFloat16* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t n, float* sum,
-                    int64_t sum_stride) {
+                    int64_t sum_stride, bool adds, Ahead ahead) {
+  // Sums are added behind the products, not before: the chain of additions stays short. And what is computed twice must
+  // not be added twice.
+  alignas(64) float fresh[2 * kTileRows * kPanel];
+  const int64_t a_bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t sum_bytes = (adds ? kPanel : sum_stride) * static_cast<int64_t>(sizeof(float));
   configure(rows < kTileRows ? rows : kTileRows, n % kTileWords);
-  if (rows <= kTileRows) return multiply<false>(a, stride, 0, panel, n, sum, nullptr, sum_stride);
   // A product with fewer rows takes as long: the second tile is full too, and has some rows of the first once more.
-  const int64_t second = rows - kTileRows;
-  multiply<true>(a, stride, second * stride, panel, n, sum, sum + second * sum_stride, sum_stride);
+  const Product product{a, panel, adds ? fresh : sum, a_bytes, sum_bytes, rows - kTileRows};
+  rows > kTileRows ? multiply<true>(product, n, ahead) : multiply<false>(product, n, ahead);
+  for (int64_t r = 0; adds && r < rows; ++r, sum += sum_stride) {
+    for (int64_t c = 0; c < kPanel; c += Vec::N) {
+      Vec::store(sum + c, Vec::add(Vec::load(sum + c), Vec::load(fresh + r * kPanel + c)));
+    }
+  }
 }
 
 WINO_CPU_END

@@ -18,9 +18,15 @@ struct Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
+// Rows to be fetched into the cache meanwhile, as far apart as those that are multiplied and read at the same pace.
+struct Ahead {
+  const BFloat16* begin;
+  int64_t rows;
+};
+
 // As multiply_panel of matrix.h, of at most 2 kTileRows rows of n words.
 void multiply_tiles(const BFloat16* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t n, float* sum,
-                    int64_t sum_stride);
+                    int64_t sum_stride, bool adds, Ahead ahead = {nullptr, 0});
 
 #else
 

@@ -180,18 +180,19 @@ def test_banned_tokens_through_the_bias(path: str) -> None:
 @over_paths("linear_score_tokens")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_inputs(path: str, dtype: torch.dtype) -> None:
-    """Rows of odd and even lengths apart, from odd and even columns on."""
-    hidden = torch.randint(-4, 5, (3, 4, 24)).to(dtype)
-    weight, bias = torch.randint(-4, 5, (100, 24)).to(dtype) / 8, torch.randint(-2, 3, (100,)).to(dtype)
-    ids = torch.randint(-1, 100, (3, 4))
-    dense = wino_kernels.linear_score_tokens(hidden, weight, ids, bias=bias)
-    for wide, first in ((29, 2), (29, 1), (30, 1), (30, 2)):
-        wide_hidden = torch.full((3, 7, wide), math.nan, dtype=dtype)
-        wide_weight = torch.full((102, wide), math.nan, dtype=dtype)
-        hidden_view = wide_hidden[:, 2:6, 3:27].copy_(hidden)
-        weight_view = wide_weight[1:101, first : first + 24].copy_(weight)
-        views = wino_kernels.linear_score_tokens(hidden_view, weight_view, ids, bias=bias)
-        assert torch.equal(views[0], dense[0]) and (views[1] - dense[1]).abs().max() <= 4e-6
+    """Rows of odd and even lengths apart, from odd and even columns on; whatever lies around them is not read."""
+    for width in (24, 70):
+        hidden = torch.randint(-4, 5, (3, 4, width)).to(dtype)
+        weight, bias = torch.randint(-4, 5, (100, width)).to(dtype) / 8, torch.randint(-2, 3, (100,)).to(dtype)
+        ids = torch.randint(-1, 100, (3, 4))
+        dense = wino_kernels.linear_score_tokens(hidden, weight, ids, bias=bias)
+        for more, first in ((5, 2), (5, 1), (6, 1), (6, 2)):
+            wide_hidden = torch.full((3, 7, width + more), math.nan, dtype=dtype)
+            wide_weight = torch.full((102, width + more), math.nan, dtype=dtype)
+            hidden_view = wide_hidden[:, 2:6, 3 : 3 + width].copy_(hidden)
+            weight_view = wide_weight[1:101, first : first + width].copy_(weight)
+            views = wino_kernels.linear_score_tokens(hidden_view, weight_view, ids, bias=bias)
+            assert torch.equal(views[0], dense[0]) and (views[1] - dense[1]).abs().max() <= 4e-6
 
 
 @over_paths("linear_score_tokens")
