@@ -125,6 +125,7 @@ struct QkvArgs {
   bool full_precision;
   void* out[3];  // [B, Q, heads, head_dim], [B, L, key heads, head_dim] twice, dense
   int threads;
+  bool in_place = false;  // whether the weights are multiplied where they lie; an operator on its own decides
 };
 
 // Output projection, residual, norm, gated MLP and residual of x [B, L, D], whose attention is attended.
@@ -141,6 +142,7 @@ struct MlpArgs {
   LinearArgs linear[4];  // output projection, gate, up, down
   void* out;             // [B, L, D], dense
   int threads;
+  bool in_place = false;  // whether the weights are multiplied where they lie; an operator on its own decides
 };
 
 // shadow_attention; strides between sequences, heads, rows.

@@ -201,12 +201,7 @@ void multiply_in_place(const Shared<BFloat16>& shared, int64_t begin, int64_t en
       }
     }
     for (int64_t i = 0; i < count; i += kPanel) {
-      const int64_t rows = count - i < kPanel ? count - i : kPanel;
-      for (int64_t c = 0; c < columns; c += Vec::N) {
-        const float* from = turned + i * kPanel + c * kPanel;
-        transpose_columns<false>(reinterpret_cast<const uint32_t*>(from), kPanel, rows,
-                                 reinterpret_cast<uint32_t*>(sums + i * kTileStride + c), kTileStride);
-      }
+      turn(turned + i * kPanel, columns, count - i < kPanel ? count - i : kPanel, sums + i * kTileStride, kTileStride);
     }
   }
 }

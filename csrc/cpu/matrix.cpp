@@ -64,6 +64,26 @@ void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* pa
   });
 }
 
+void multiply_in_place(const LinearArgs& weight, int64_t n, const uint32_t* panels, int64_t count, Range rows,
+                       float* sums, int64_t sum_stride) {
+#if defined(WINO_HAS_TILES)
+  alignas(64) float turned[kPanel * kPanel];
+  const auto columns_from = [&](int64_t first) {
+    return weight.N <= first ? 0 : weight.N - first < kPanel ? weight.N - first : static_cast<int64_t>(kPanel);
+  };
+  const BFloat16* own = static_cast<const BFloat16*>(weight.weight) + n * weight.stride;
+  const int64_t next = columns_from(n + kPanel), from = next * rows.first / count;
+  const Ahead ahead{own + (kPanel + from) * weight.stride, next * (rows.first + rows.count) / count - from};
+  const int64_t number = words<BFloat16>(weight.K);
+  multiply_tiles(own, columns_from(n), weight.stride, panels + rows.first * number, number, turned, kPanel, false,
+                 ahead);
+  turn(turned, columns_from(n), rows.count, sums, sum_stride);
+#else
+  static_cast<void>(weight), static_cast<void>(n), static_cast<void>(panels), static_cast<void>(count);
+  static_cast<void>(rows), static_cast<void>(sums), static_cast<void>(sum_stride);
+#endif
+}
+
 template void multiply_panel(const float*, int64_t, int64_t, const uint32_t*, int64_t, float*, int64_t, bool);
 #if defined(WINO_HAS_TILES)
 template <>

@@ -32,12 +32,13 @@ struct IsBFloat16<BFloat16> {
 };
 
 constexpr int kRegisterRows = Vec::kRegisters == 32 ? 14 : 6;  // whose sums with a panel the vector registers hold
+constexpr int kPanel = 2 * Vec::N;                             // columns
 #if defined(WINO_HAS_TILES)
+static_assert(kPanel == kTilePanel, "tiles read what is packed");
 constexpr int kRunRows = 2 * kTileRows;
 #else
 constexpr int kRunRows = kRegisterRows;
 #endif
-constexpr int kPanel = 2 * Vec::N;  // columns
 
 // 32-bit words that K numbers take: a pair of bfloat16 shares one.
 template <typename A>
@@ -183,6 +184,23 @@ template <typename A>
 void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
                     int64_t sum_stride, bool adds = false);
 
+// Sums of columns of a weight with rows, [columns][kPanel], become those of rows with columns.
+WINO_HD void turn(const float* turned, int64_t columns, int64_t rows, float* sums, int64_t sum_stride) {
+  for (int64_t c = 0; c < columns; c += Vec::N) {
+    transpose_columns<false>(reinterpret_cast<const uint32_t*>(turned + c * kPanel), kPanel, rows,
+                             reinterpret_cast<uint32_t*>(sums + c), sum_stride);
+  }
+}
+
+struct Range {
+  int64_t first, count;
+};
+
+// Sums of some of `count` rows, which are the columns of panels, with columns n ... n + kPanel of a weight where it
+// lies: only on tiles. The columns behind are fetched meanwhile, all of them when all rows have been here.
+void multiply_in_place(const LinearArgs& weight, int64_t n, const uint32_t* panels, int64_t count, Range rows,
+                       float* sums, int64_t sum_stride);
+
 constexpr int64_t kTaskRows =
     kRunRows == kRegisterRows ? 5 * kRunRows : 3 * kRunRows;  // at most: they and a panel stay in the L1 and L2 caches
 
@@ -193,10 +211,6 @@ WINO_HD int64_t tasks_of(int64_t rows, int threads) {
   const int64_t rounds = (rows + threads * kTaskRows - 1) / (threads * kTaskRows);
   return rounds * threads < rows ? rounds * threads : rows;
 }
-
-struct Range {
-  int64_t first, count;
-};
 
 // Sequences 0 ... B - 1 in groups of `each`, the last of which may have fewer.
 struct Groups {
@@ -225,19 +239,38 @@ struct Groups {
   }
 };
 
-// Weights of several linear layers, packed panel by panel.
+// Rows of a task as the left side of products; of weights that are multiplied in place: as the columns of panels.
+template <typename A>
+struct TaskRows {
+  A* rows;
+  int64_t stride, count;
+  uint32_t* panels;
+};
+
+// Weights of several linear layers: packed, panel by panel, or multiplied where they lie, which with few rows is done
+// before they would be packed.
 template <typename T, int kWeights>
-class PackedWeights {
+class LayerWeights {
  public:
   using A = Operand<T>;
 
-  static int64_t bytes(const LinearArgs (&linears)[kWeights]) {
-    int64_t packed = 0;
-    for (const LinearArgs& linear : linears) packed += packed_words<A>(linear.N, linear.K);
-    return aligned(packed * static_cast<int64_t>(sizeof(uint32_t)));
+  static bool in_place(const LinearArgs (&linears)[kWeights], int64_t rows) {
+#if defined(WINO_HAS_TILES)
+    constexpr int64_t kFewRows = 384;
+    for (const LinearArgs& linear : linears) rows = linear.K % 2 == 0 ? rows : kFewRows + 1;  // whole words are read
+    return IsBFloat16<T>::value && rows <= kFewRows;
+#else
+    return static_cast<void>(linears), static_cast<void>(rows), false;
+#endif
   }
 
-  PackedWeights(const LinearArgs (&linears)[kWeights], char* memory) {
+  static int64_t bytes(const LinearArgs (&linears)[kWeights], bool in_place) {
+    int64_t packed = 0;
+    for (const LinearArgs& linear : linears) packed += packed_words<A>(linear.N, linear.K);
+    return in_place ? 0 : aligned(packed * static_cast<int64_t>(sizeof(uint32_t)));
+  }
+
+  LayerWeights(const LinearArgs (&linears)[kWeights], bool in_place, char* memory) : in_place_(in_place) {
     uint32_t* next = reinterpret_cast<uint32_t*>(memory);
     for (int i = 0; i < kWeights; ++i) {
       linears_[i] = linears[i];
@@ -246,19 +279,37 @@ class PackedWeights {
     }
   }
 
-  // Packs all weights; this object and its memory outlive it.
+  // Packs all weights that have to be; this object and its memory outlive it.
   Stage packing() const {
     int64_t number = 0;
-    for (const LinearArgs& linear : linears_) number += panels(linear.N);
+    for (const LinearArgs& linear : linears_) number += in_place_ ? 0 : panels(linear.N);
     const auto run = [](const void* self, int64_t, int64_t task, char*) {
-      static_cast<const PackedWeights*>(self)->pack(task);
+      static_cast<const LayerWeights*>(self)->pack(task);
     };
     return {1, number, run, this};
   }
 
-  // Panel of columns n ... n + kPanel of a weight, n a multiple of kPanel.
-  WINO_MEMBER uint32_t* panel(int weight, int64_t n) const {
-    return panels_[weight] + n * words<A>(linears_[weight].K);
+  // Makes of rows of K operands what products take.
+  void prepare(const TaskRows<A>& of, int64_t K) const {
+    for (int64_t i = 0; in_place_ && i < of.count; i += kPanel) {
+      pack_panel(of.rows, of.stride, of.count, K, i, of.panels + i * words<A>(K));
+    }
+  }
+
+  // f(first, rows) for the runs that are multiplied together.
+  template <typename Function>
+  WINO_MEMBER void for_each_run(int64_t count, const Function& f) const {
+    if (!in_place_) return WINO_ISA::for_each_run(0, count, f);
+    for (int64_t i = 0; i < count; i += kPanel) f(i, count - i < kPanel ? count - i : static_cast<int64_t>(kPanel));
+  }
+
+  // Sums of a run with columns n ... n + kPanel of a weight, n a multiple of kPanel.
+  WINO_MEMBER void multiply(int weight, int64_t n, const TaskRows<A>& of, Range run, float* sums,
+                            int64_t sum_stride) const {
+    const LinearArgs& linear = linears_[weight];
+    if (in_place_) return multiply_in_place(linear, n, of.panels, of.count, run, sums, sum_stride);
+    const uint32_t* panel = panels_[weight] + n * words<A>(linear.K);
+    multiply_panel(of.rows + run.first * of.stride, run.count, of.stride, panel, linear.K, sums, sum_stride);
   }
 
  private:
@@ -268,23 +319,33 @@ class PackedWeights {
       const LinearArgs& linear = linears_[i];
       if (number >= panels(linear.N)) continue;
       const int64_t n = number * kPanel;
-      return pack_panel(static_cast<const T*>(linear.weight), linear.stride, linear.N, linear.K, n, panel(i, n));
+      uint32_t* panel = panels_[i] + n * words<A>(linear.K);
+      return pack_panel(static_cast<const T*>(linear.weight), linear.stride, linear.N, linear.K, n, panel);
     }
   }
 
+  bool in_place_;
   LinearArgs linears_[kWeights];
   uint32_t* panels_[kWeights];
 };
 
-// An operator on its own whose tasks are rows with packed weights: what it needs of memory, and its call.
+// An operator on its own whose tasks are rows of products: what it needs of memory, and its call.
 template <typename Tasks, typename Args>
-int64_t bytes_alone(const Args& args) {
+Args alone(Args args) {
+  args.in_place = Tasks::Weights::in_place(args.linear, args.B * args.L);
+  return args;
+}
+
+template <typename Tasks, typename Args>
+int64_t bytes_alone(const Args& given) {
+  const Args args = alone<Tasks>(given);
   return Tasks::packed_bytes(args) + args.threads * Tasks::thread_bytes(args);
 }
 
 template <typename Tasks, typename Args>
-void run_alone(const Args& args, void* memory) {
-  if (args.B == 0) return;
+void run_alone(const Args& given, void* memory) {
+  if (given.B == 0) return;
+  const Args args = alone<Tasks>(given);
   char* scratch = static_cast<char*>(memory);
   const Tasks tasks(args, {args.B, args.B}, scratch);
   Stage stages[2] = {tasks.packing(), tasks.rows()};

@@ -48,7 +48,8 @@ template <typename T>
 int64_t NormQkvRope<T>::thread_bytes(const QkvArgs& a) {
   using A = Operand<T>;
   const int64_t normed = aligned(padded<A>(a.D) * static_cast<int64_t>(sizeof(A)));
-  return kTaskRows * normed + kRunRows * columns_together(a) * static_cast<int64_t>(sizeof(float));
+  const int64_t sums = kRunRows * columns_together(a) * static_cast<int64_t>(sizeof(float));
+  return (a.in_place ? 2 : 1) * kTaskRows * normed + sums;
 }
 
 template <typename T>
@@ -58,7 +59,7 @@ NormQkvRope<T>::NormQkvRope(const QkvArgs& a, Groups groups, char* packed)
       jobs_{{nullptr, a.L, a.all_ask ? 0 : 1, 3, groups.tasks_of_rows(a.L, a.threads)},
             {a.query_rows, a.Q, 0, 1, a.all_ask ? 0 : groups.tasks_of_rows(a.Q, a.threads)}},
       together_(columns_together(a)),
-      weights_(a.linear, packed) {}
+      weights_(a.linear, a.in_place, packed) {}
 
 template <typename T>
 Stage NormQkvRope<T>::rows() const {
@@ -119,15 +120,16 @@ void NormQkvRope<T>::project_rows(const Job& job, int64_t group, int64_t task, c
   }
   sort_by_row(origins, range.count, different);
   norm_operands(rows, different, static_cast<const T*>(a.norm_weight), a.eps, a.D, normed, stride);
+  const TaskRows<A> operands{normed, stride, different, reinterpret_cast<uint32_t*>(normed + kTaskRows * stride)};
+  weights_.prepare(operands, a.D);
   for (int projection = job.first; projection < job.last; ++projection) {
     const int64_t N = a.linear[projection].N;
     for (int64_t n = 0; n < N; n += together_) {
       const Columns columns{projection, n, N - n < together_ ? N - n : together_};
       int64_t done = 0;
-      for_each_run(0, different, [&](int64_t first, int64_t number) {
+      weights_.for_each_run(different, [&](int64_t first, int64_t number) {
         for (int64_t c = 0; c < columns.count; c += kPanel) {
-          const uint32_t* panel = weights_.panel(projection, n + c);
-          multiply_panel(normed + first * stride, number, stride, panel, a.D, sums + c, together_);
+          weights_.multiply(projection, n + c, operands, {first, number}, sums + c, together_);
         }
         int64_t end = done;
         while (end < range.count && origins[end].row < first + number) ++end;

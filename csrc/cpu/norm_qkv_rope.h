@@ -8,7 +8,9 @@ WINO_CPU_BEGIN
 template <typename T>
 class NormQkvRope {
  public:
-  static int64_t packed_bytes(const QkvArgs& args) { return PackedWeights<T, 3>::bytes(args.linear); }
+  using Weights = LayerWeights<T, 3>;
+
+  static int64_t packed_bytes(const QkvArgs& args) { return Weights::bytes(args.linear, args.in_place); }
   static int64_t thread_bytes(const QkvArgs& args);
 
   NormQkvRope(const QkvArgs& args, Groups groups, char* packed);
@@ -45,7 +47,7 @@ class NormQkvRope {
   Groups groups_;
   Job jobs_[2];
   int64_t together_;  // columns that are finished together: whole panels and whole heads
-  PackedWeights<T, 3> weights_;
+  Weights weights_;
 };
 
 WINO_CPU_END

@@ -15,7 +15,7 @@ template <typename T>
 struct Buffers {
   using A = Operand<T>;
   int64_t in_stride, middle_stride;
-  int64_t in_bytes, residual_bytes, middle_bytes, sums_bytes;
+  int64_t in_bytes, residual_bytes, middle_bytes, sums_bytes, panels_bytes;
 
   explicit Buffers(const MlpArgs& a) {
     const int64_t widest = a.linear[kOut].K > a.D ? a.linear[kOut].K : a.D;
@@ -25,8 +25,9 @@ struct Buffers {
     residual_bytes = aligned(kTaskRows * a.D * static_cast<int64_t>(sizeof(T)));
     middle_bytes = aligned(kTaskRows * middle_stride * static_cast<int64_t>(sizeof(A)));
     sums_bytes = aligned(2 * kRunRows * kPanel * static_cast<int64_t>(sizeof(float)));
+    panels_bytes = !a.in_place ? 0 : in_bytes > middle_bytes ? in_bytes : middle_bytes;
   }
-  int64_t total() const { return in_bytes + residual_bytes + middle_bytes + sums_bytes; }
+  int64_t total() const { return in_bytes + residual_bytes + middle_bytes + sums_bytes + panels_bytes; }
 };
 
 template <typename T, typename A>
@@ -64,17 +65,18 @@ void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch
   T* residual = reinterpret_cast<T*>(scratch + size.in_bytes);
   A* middle = reinterpret_cast<A*>(scratch + size.in_bytes + size.residual_bytes);
   float* sums = reinterpret_cast<float*>(scratch + size.in_bytes + size.residual_bytes + size.middle_bytes);
+  uint32_t* panels = reinterpret_cast<uint32_t*>(reinterpret_cast<char*>(sums) + size.sums_bytes);
   const Range range = groups_.rows_of(group, task, tasks_, a.L);
   const int64_t first = range.first, count = range.count, inner = a.linear[kDown].K, D = a.D;
 
+  const TaskRows<A> entering{in, size.in_stride, count, panels}, gated{middle, size.middle_stride, count, panels};
   // The sums of a run of rows in columns n ... n + kPanel of a layer; what becomes of them follows at once.
-  const auto multiply = [&](Linear which, const A* from, int64_t stride, int64_t n, Range run, float* to) {
-    const uint32_t* panel = weights_.panel(which, n);
-    multiply_panel(from + run.first * stride, run.count, stride, panel, a.linear[which].K, to, kPanel);
+  const auto multiply = [&](Linear which, const TaskRows<A>& rows, int64_t n, Range run, float* to) {
+    weights_.multiply(which, n, rows, run, to, kPanel);
   };
   const auto for_each_run_of_columns = [&](int64_t N, const auto& f) {
     for (int64_t n = 0; n < N; n += kPanel) {
-      for_each_run(0, count, [&](int64_t begin, int64_t number) { f(n, Range{begin, number}); });
+      weights_.for_each_run(count, [&](int64_t begin, int64_t number) { f(n, Range{begin, number}); });
     }
   };
   for (int64_t i = 0; i < count; ++i) {
@@ -83,24 +85,27 @@ void OutNormSwiglu<T>::transform_rows(int64_t group, int64_t task, char* scratch
     store_operands(x, D, residual + i * D);
     gather_heads<T>(a, row, in + i * size.in_stride);
   }
+  weights_.prepare(entering, a.linear[kOut].K);
   for_each_run_of_columns(D, [&](int64_t n, Range run) {
-    multiply(kOut, in, size.in_stride, n, run, sums);
+    multiply(kOut, entering, n, run, sums);
     T* both = residual + run.first * D + n;
     add_residual(both, LayerPanel<T>(sums, a.linear[kOut], n), run.count, D, both);
   });
   const T* rows[kTaskRows];
   for (int64_t i = 0; i < count; ++i) rows[i] = residual + i * D;
   norm_operands(rows, count, static_cast<const T*>(a.norm_weight), a.eps, D, in, size.in_stride);
+  weights_.prepare(entering, D);
   float* up = sums + kRunRows * kPanel;
   for_each_run_of_columns(inner, [&](int64_t n, Range run) {
-    multiply(kGate, in, size.in_stride, n, run, sums);
-    multiply(kUp, in, size.in_stride, n, run, up);
+    multiply(kGate, entering, n, run, sums);
+    multiply(kUp, entering, n, run, up);
     const LayerPanel<T> gate_panel(sums, a.linear[kGate], n), up_panel(up, a.linear[kUp], n);
     swiglu(gate_panel, up_panel, run.count, middle + run.first * size.middle_stride + n, size.middle_stride);
   });
   for (int64_t i = 0; i < count; ++i) pad_row(middle + i * size.middle_stride, inner);
+  weights_.prepare(gated, inner);
   for_each_run_of_columns(D, [&](int64_t n, Range run) {
-    multiply(kDown, middle, size.middle_stride, n, run, sums);
+    multiply(kDown, gated, n, run, sums);
     T* to = static_cast<T*>(a.out) + (first + run.first) * D + n;
     add_residual(residual + run.first * D + n, LayerPanel<T>(sums, a.linear[kDown], n), run.count, D, to);
   });

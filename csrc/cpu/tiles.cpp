@@ -2,13 +2,9 @@
 
 #if defined(WINO_HAS_TILES)
 
-#include "cpu/matrix.h"
-
 WINO_CPU_BEGIN
 
 namespace {
-
-static_assert(kPanel == 2 * kTileWords, "a panel is two tiles wide");
 
 // What LDTILECFG reads.
 struct Configuration {
@@ -48,20 +44,20 @@ void configure(int64_t rows, int64_t rest) {
 
 // A step of both halves of a panel: the products of tiles of `left` and `right`, added to the sums. The second tile of
 // rows begins `second` numbers behind the first.
-#define WINO_STEP(left, right)                                         \
-  _tile_loadd(left, a, a_bytes);                                       \
-  _tile_loadd(right, panel, kPanel * sizeof(uint32_t));                \
-  _tile_dpbf16ps(0, left, right);                                      \
-  if (two) {                                                           \
-    _tile_loadd(right, panel + kTileWords, kPanel * sizeof(uint32_t)); \
-    _tile_dpbf16ps(1, left, right);                                    \
-    _tile_loadd(left, a + second, a_bytes);                            \
-    _tile_dpbf16ps(3, left, right);                                    \
-    _tile_loadd(right, panel, kPanel * sizeof(uint32_t));              \
-    _tile_dpbf16ps(2, left, right);                                    \
-  } else {                                                             \
-    _tile_loadd(right, panel + kTileWords, kPanel * sizeof(uint32_t)); \
-    _tile_dpbf16ps(1, left, right);                                    \
+#define WINO_STEP(left, right)                                             \
+  _tile_loadd(left, a, a_bytes);                                           \
+  _tile_loadd(right, panel, kTilePanel * sizeof(uint32_t));                \
+  _tile_dpbf16ps(0, left, right);                                          \
+  if (two) {                                                               \
+    _tile_loadd(right, panel + kTileWords, kTilePanel * sizeof(uint32_t)); \
+    _tile_dpbf16ps(1, left, right);                                        \
+    _tile_loadd(left, a + second, a_bytes);                                \
+    _tile_dpbf16ps(3, left, right);                                        \
+    _tile_loadd(right, panel, kTilePanel * sizeof(uint32_t));              \
+    _tile_dpbf16ps(2, left, right);                                        \
+  } else {                                                                 \
+    _tile_loadd(right, panel + kTileWords, kTilePanel * sizeof(uint32_t)); \
+    _tile_dpbf16ps(1, left, right);                                        \
   }
 
 // Where a product's sides are, its sums go, and by how much a row is behind another (in bytes).
@@ -81,7 +77,7 @@ void multiply(const Product& of, int64_t n, Ahead ahead) {
   _tile_zero(1);
   if (two) _tile_zero(2);
   if (two) _tile_zero(3);
-  for (; n >= kTileWords; n -= kTileWords, a += 2 * kTileWords, panel += kTileWords * kPanel) {
+  for (; n >= kTileWords; n -= kTileWords, a += 2 * kTileWords, panel += kTileWords * kTilePanel) {
     const char* line = reinterpret_cast<const char*>(ahead.begin);
     for (int64_t r = 0; r < ahead.rows; ++r, line += a_bytes) _mm_prefetch(line, _MM_HINT_T1);
     ahead.begin += 2 * kTileWords;
@@ -113,16 +109,16 @@ void multiply_tiles(const BFloat16* a, int64_t rows, int64_t stride, const uint3
                     int64_t sum_stride, bool adds, Ahead ahead) {
   // Sums are added behind the products, not before: the chain of additions stays short. And what is computed twice must
   // not be added twice.
-  alignas(64) float fresh[2 * kTileRows * kPanel];
+  alignas(64) float fresh[2 * kTileRows * kTilePanel];
   const int64_t a_bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t sum_bytes = (adds ? kPanel : sum_stride) * static_cast<int64_t>(sizeof(float));
+  const int64_t sum_bytes = (adds ? kTilePanel : sum_stride) * static_cast<int64_t>(sizeof(float));
   configure(rows < kTileRows ? rows : kTileRows, n % kTileWords);
   // A product with fewer rows takes as long: the second tile is full too, and has some rows of the first once more.
   const Product product{a, panel, adds ? fresh : sum, a_bytes, sum_bytes, rows - kTileRows};
   rows > kTileRows ? multiply<true>(product, n, ahead) : multiply<false>(product, n, ahead);
   for (int64_t r = 0; adds && r < rows; ++r, sum += sum_stride) {
-    for (int64_t c = 0; c < kPanel; c += Vec::N) {
-      Vec::store(sum + c, Vec::add(Vec::load(sum + c), Vec::load(fresh + r * kPanel + c)));
+    for (int64_t c = 0; c < kTilePanel; c += Vec::N) {
+      Vec::store(sum + c, Vec::add(Vec::load(sum + c), Vec::load(fresh + r * kTilePanel + c)));
     }
   }
 }

@@ -9,6 +9,7 @@ WINO_CPU_BEGIN
 #if defined(WINO_HAS_TILES)
 
 constexpr int kTileRows = 16, kTileWords = 16;  // a word: a pair of bfloat16, or a sum
+constexpr int kTilePanel = 2 * kTileWords;      // columns that are multiplied together
 
 // The tile registers of a thread while it works on products; whoever uses them before or after need not know.
 struct Tiles {
@@ -24,7 +25,7 @@ struct Ahead {
   int64_t rows;
 };
 
-// As multiply_panel of matrix.h, of at most 2 kTileRows rows of n words.
+// As multiply_panel of matrix.h, of 1 ... 2 kTileRows rows of n words.
 void multiply_tiles(const BFloat16* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t n, float* sum,
                     int64_t sum_stride, bool adds, Ahead ahead = {nullptr, 0});
 
