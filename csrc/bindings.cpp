@@ -353,7 +353,9 @@ void exponentials(int64_t n, int threads) { kernels().exponentials(n, threads); 
 void read_once(Address data, int64_t n, int threads) { kernels().read_once(at<const float>(data), n, threads); }
 
 void set_isa(const std::string& name) {
-  if (!select_isa(name.c_str())) throw std::invalid_argument(name + ": " + why_not_isa(name.c_str()));
+  if (const std::string reason = select_isa(name.c_str()); !reason.empty()) {
+    throw std::invalid_argument(name + ": " + reason);
+  }
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ struct Score {
 };
 
 // Whether the weight is multiplied where it lies.
-WINO_HD bool in_place(const HeadArgs& a) {
+WINO_HD bool multiplies_in_place(const HeadArgs& a) {
 #if defined(WINO_HAS_TILES)
   return a.dtype == kBFloat16 && a.head.K % 2 == 0;  // whole words: nothing behind a row is read
 #else
@@ -37,9 +37,8 @@ WINO_HD bool in_place(const HeadArgs& a) {
 #endif
 }
 
-// Rows: at least what the registers take.
-WINO_HD int64_t bounded(int64_t rows, int64_t most) {
-  return rows < kRunRows ? static_cast<int64_t>(kRunRows) : rows < most ? rows : most;
+WINO_HD int64_t bounded(int64_t rows, int64_t least, int64_t most) {
+  return rows < least ? least : rows < most ? rows : most;
 }
 
 WINO_HD int64_t stretch_of(int64_t V) {
@@ -51,17 +50,18 @@ WINO_HD int64_t stretch_of(int64_t V) {
 template <typename T>
 struct Layout {
   using A = Operand<T>;
-  int64_t stride;                // of gathered rows
-  int64_t at_once, group, unit;  // rows: alive, of a task, and that stay together
+  int64_t stride;                     // of gathered rows
+  int64_t at_once, group, run, unit;  // rows: alive, of a task, worth a task, and that stay together
   int64_t stretch, stretches;
   int64_t wanted, gathered, scores, threads, thread_bytes, bytes;  // offsets, except for the last two
 
   explicit Layout(const HeadArgs& a) {
     const int64_t size = sizeof(A);
     stride = padded<A>(a.head.K) + 64 / size;  // not a power of two
-    at_once = bounded(kMostGathered / (stride * size), kMostRows);
+    unit = multiplies_in_place(a) ? kPanel : 1;
+    run = multiplies_in_place(a) ? kRunRows : kRegisterRows;
+    at_once = bounded(kMostGathered / (stride * size), run, kMostRows) / unit * unit;
     at_once = at_once < a.rows ? at_once : a.rows;
-    unit = in_place(a) ? kPanel : 1;
     stretch = stretch_of(a.head.N);
     stretches = (a.head.N + stretch - 1) / stretch;
     wanted = 0;
@@ -70,7 +70,7 @@ struct Layout {
     threads = scores + aligned(at_once * stretches * static_cast<int64_t>(sizeof(Score)));
     const int64_t panel_bytes = kPartWords * kPanel * static_cast<int64_t>(sizeof(uint32_t));
     const int64_t row_bytes = kTileStride * static_cast<int64_t>(sizeof(float));
-    group = bounded((kMostOfThreads / a.threads - panel_bytes) / row_bytes, kGroupRows) / unit * unit;
+    group = bounded((kMostOfThreads / a.threads - panel_bytes) / row_bytes, run, kGroupRows) / unit * unit;
     thread_bytes = panel_bytes + group * row_bytes;
     bytes = threads + a.threads * thread_bytes;
   }
@@ -181,8 +181,8 @@ void multiply_packed(const Shared<T>& shared, int64_t begin, int64_t end, int64_
 #if defined(WINO_HAS_TILES)
 // The same with the rows as panels and columns of the weight as rows; what comes out is turned. The columns that come
 // next are fetched with every step: it takes longer to read them than to multiply.
-void multiply_in_place(const Shared<BFloat16>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
-                       float* turned, float* sums) {
+void multiply_tile_in_place(const Shared<BFloat16>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
+                            float* turned, float* sums) {
   constexpr int64_t kSquare = kPanel * kPanel;
   static_assert(kGroupRows * kPanel <= kPartWords * kPanel, "room for what is turned");
   const LinearArgs& head = shared.args.head;
@@ -215,8 +215,8 @@ WINO_HD void multiply(const Shared<T>& shared, int64_t begin, int64_t end, int64
 #if defined(WINO_HAS_TILES)
 WINO_HD void multiply(const Shared<BFloat16>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
                       uint32_t* panel, float* sums) {
-  if (!in_place(shared.args)) return multiply_packed(shared, begin, end, first, count, panel, sums);
-  multiply_in_place(shared, begin, end, first, count, reinterpret_cast<float*>(panel), sums);
+  if (!multiplies_in_place(shared.args)) return multiply_packed(shared, begin, end, first, count, panel, sums);
+  multiply_tile_in_place(shared, begin, end, first, count, reinterpret_cast<float*>(panel), sums);
 }
 #endif
 
@@ -266,12 +266,12 @@ template <typename T>
 void gather_rows(const Shared<T>& shared, int64_t first, int64_t last) {
   const HeadArgs& a = shared.args;
   const auto row = [&](int64_t i) { return static_cast<const T*>(a.hidden) + shared.wanted[i] * a.row_stride; };
-  for (int64_t i = first; in_place(a) && i < last; i += Vec::N) {
+  for (int64_t i = first; multiplies_in_place(a) && i < last; i += Vec::N) {
     uint32_t* panel = reinterpret_cast<uint32_t*>(shared.in + i / kPanel * kPanel * shared.layout.stride);
     const int64_t number = last - i < Vec::N ? last - i : Vec::N;
     pack_any_columns<T>([&](int64_t c) { return row(i + c); }, number, a.head.K, panel + i % kPanel);
   }
-  for (int64_t i = first; !in_place(a) && i < last; ++i) {
+  for (int64_t i = first; !multiplies_in_place(a) && i < last; ++i) {
     Operand<T>* to = shared.in + i * shared.layout.stride;
     store_operands(row(i), a.head.K, to);
     pad_row(to, a.head.K);
@@ -317,8 +317,8 @@ int64_t choose_rows(const HeadArgs& a, int64_t most, int64_t* next, int64_t* wan
 }
 
 // Parts of the rows: small enough for a thread's memory, and of few stretches as many as there are threads to busy.
-int64_t groups_of(int64_t rows, int64_t group, int64_t stretches, int threads) {
-  const int64_t least = (rows + group - 1) / group, most = (rows + kRunRows - 1) / kRunRows;
+int64_t groups_of(int64_t rows, int64_t group, int64_t run, int64_t stretches, int threads) {
+  const int64_t least = (rows + group - 1) / group, most = (rows + run - 1) / run;
   const int64_t wanted = (threads + stretches - 1) / stretches;
   return wanted < least ? least : wanted < most ? wanted : most;
 }
@@ -331,7 +331,7 @@ void run(const HeadArgs& a, char* memory) {
   for (int64_t next = 0; next < a.rows;) {
     const int64_t rows = choose_rows(a, layout.at_once, &next, wanted);
     if (rows == 0) return;
-    const int64_t groups = groups_of(rows, layout.group, layout.stretches, a.threads);
+    const int64_t groups = groups_of(rows, layout.group, layout.run, layout.stretches, a.threads);
     const int64_t tasks = layout.stretches * groups;
     Shared<T> shared{a,
                      layout,

@@ -183,6 +183,11 @@ WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
 template <typename A>
 void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
                     int64_t sum_stride, bool adds = false);
+#if defined(WINO_HAS_TILES)
+template <>
+void multiply_panel(const BFloat16* a, int64_t rows, int64_t stride, const uint32_t* panel, int64_t K, float* sum,
+                    int64_t sum_stride, bool adds);
+#endif
 
 // Sums of columns of a weight with rows, [columns][kPanel], become those of rows with columns.
 WINO_HD void turn(const float* turned, int64_t columns, int64_t rows, float* sums, int64_t sum_stride) {

@@ -1,6 +1,7 @@
 #include "cpu/select.h"
 
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -93,25 +94,39 @@ const char* why_not_avx512bf16() {
   return x86().more_eax & bf16 ? "" : "the CPU lacks AVX-512 BF16";
 }
 
-// Linux saves a process' tile registers once it has asked: for all of its threads, and for what it forks.
-bool may_use_tiles() {
+#if defined(WINO_BUILD_amx)
+
+long ask_linux(long what, void* argument) {
 #if defined(SYS_arch_prctl)
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
-  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  return granted;
+  return syscall(SYS_arch_prctl, what, argument);
 #else
-  return false;
+  return static_cast<void>(what), static_cast<void>(argument), -1;
 #endif
+}
+
+constexpr long kTileData = 18;  // XFEATURE_XTILE_DATA
+
+// Linux saves a process' tile registers once it has asked, for all of its threads and for what it forks; from then on
+// no thread's signal stack may be too small for them. Hence asked for when they are to be used, and not before.
+const char* request_tiles() {
+  constexpr long kRequestPermission = 0x1023;
+  if (ask_linux(kRequestPermission, reinterpret_cast<void*>(kTileData)) == 0) return "";
+  return errno == ENOSPC ? "a thread's signal stack (sigaltstack) is too small for the tile registers"
+                         : "the operating system does not let this process use AMX";
 }
 
 const char* why_not_amx() {
   if (const char* reason = why_not_avx512bf16(); *reason != '\0') return reason;
   constexpr uint32_t bf16 = 1u << 22, tiles = 1u << 24;
   if ((x86().extended_edx & (bf16 | tiles)) != (bf16 | tiles)) return "the CPU lacks AMX tiles or AMX BF16";
-  constexpr uint64_t tile_state = 0x60000;
-  const bool saved = (x86().os_state & tile_state) == tile_state && may_use_tiles();
-  return saved ? "" : "the operating system does not let the process use AMX";
+  constexpr long kGetSupported = 0x1021;
+  constexpr uint64_t tile_state = 3ull << (kTileData - 1);
+  uint64_t supported = 0;
+  const bool asked = (x86().os_state & tile_state) == tile_state && ask_linux(kGetSupported, &supported) == 0;
+  return asked && (supported & tile_state) == tile_state ? "" : "the operating system does not save the AMX registers";
 }
+
+#endif
 
 #endif
 
@@ -121,12 +136,13 @@ struct Isa {
   const char* name;
   const Kernels* kernels;
   const char* (*why_not)();
+  const char* (*begin)() = available;  // what has to be done before it is used; why it cannot be, "" when it can
 };
 
 // Widest first.
 const Isa kIsas[] = {
 #if defined(WINO_BUILD_amx)
-    {"amx", &amx::kKernels, why_not_amx},
+    {"amx", &amx::kKernels, why_not_amx, request_tiles},
 #endif
 #if defined(WINO_BUILD_avx512bf16)
     {"avx512bf16", &avx512bf16::kKernels, why_not_avx512bf16},
@@ -152,32 +168,35 @@ const Isa* find(const char* name) {
 
 const Isa* widest() {
   for (const Isa& candidate : kIsas) {
-    if (*candidate.why_not() == '\0') return &candidate;
+    if (*candidate.why_not() == '\0' && *candidate.begin() == '\0') return &candidate;
   }
   return nullptr;  // never: portable always runs
 }
 
-std::atomic<const Isa*>& current() {
-  static std::atomic<const Isa*> in_use{widest()};
-  return in_use;
+std::atomic<const Isa*> g_in_use{nullptr};
+
+const Isa& in_use() {
+  if (const Isa* chosen = g_in_use.load(std::memory_order_relaxed)) return *chosen;
+  const Isa *none = nullptr, *best = widest();
+  return g_in_use.compare_exchange_strong(none, best) ? *best : *none;
 }
 
 }  // namespace
 
-const Kernels& kernels() { return *current().load(std::memory_order_relaxed)->kernels; }
+const Kernels& kernels() { return *in_use().kernels; }
 
-const char* isa() { return current().load(std::memory_order_relaxed)->name; }
+const char* isa() { return in_use().name; }
 
 const char* why_not_isa(const char* name) {
   const Isa* found = find(name);
   return found == nullptr ? kNotBuilt : found->why_not();
 }
 
-bool select_isa(const char* name) {
-  const Isa* found = find(name);
-  if (found == nullptr || *found->why_not() != '\0') return false;
-  current().store(found, std::memory_order_relaxed);
-  return true;
+const char* select_isa(const char* name) {
+  const char* reason = why_not_isa(name);
+  if (*reason == '\0') reason = find(name)->begin();
+  if (*reason == '\0') g_in_use.store(find(name), std::memory_order_relaxed);
+  return reason;
 }
 
 }  // namespace cpu

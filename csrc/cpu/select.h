@@ -6,15 +6,15 @@
 namespace wino {
 namespace cpu {
 
-// The operators of the instruction set in use: the widest one, until select_isa chooses another.
+// The operators of the instruction set in use: select_isa's, or from the first call on the widest one.
 const Kernels& kernels();
 const char* isa();
 
-// Why `name` cannot be used here; the empty string when it can.
+// Why `name` cannot be used here; the empty string when it can. Changes nothing.
 const char* why_not_isa(const char* name);
 
-// False, with nothing changed, when `name` cannot be used here.
-bool select_isa(const char* name);
+// The empty string; or, with nothing changed, why `name` cannot be used here, at the moment or at all.
+const char* select_isa(const char* name);
 
 }  // namespace cpu
 }  // namespace wino

@@ -9,7 +9,7 @@ WINO_CPU_BEGIN
 
 namespace {
 
-constexpr int64_t kFewestRows = 4 * kRunRows;  // of a task: packing a head's keys should be worth it
+constexpr int64_t kFewestRows = 4 * kRegisterRows;  // of a task: packing a head's keys should be worth it
 
 WINO_HD int64_t up_to_panel(int64_t n) { return panels(n) * kPanel; }
 

@@ -60,19 +60,19 @@ void configure(int64_t rows, int64_t rest) {
     _tile_dpbf16ps(1, left, right);                                        \
   }
 
-// Where a product's sides are, its sums go, and by how much a row is behind another (in bytes).
+// Where a product's sides are, where its sums go, their rows' distances, and the row with which the second tile begins.
 struct Product {
   const BFloat16* a;
   const uint32_t* panel;
   float* sum;
-  int64_t a_bytes, sum_bytes, second;
+  int64_t a_bytes, sum_bytes, second_row;
 };
 
 template <bool two>
 void multiply(const Product& of, int64_t n, Ahead ahead) {
   const BFloat16* a = of.a;
   const uint32_t* panel = of.panel;
-  const int64_t a_bytes = of.a_bytes, second = of.second * a_bytes / static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t a_bytes = of.a_bytes, second = of.second_row * a_bytes / static_cast<int64_t>(sizeof(BFloat16));
   _tile_zero(0);
   _tile_zero(1);
   if (two) _tile_zero(2);
@@ -89,7 +89,7 @@ void multiply(const Product& of, int64_t n, Ahead ahead) {
   _tile_stored(0, of.sum, of.sum_bytes);
   _tile_stored(1, of.sum + kTileWords, of.sum_bytes);
   if (!two) return;
-  float* behind = of.sum + of.second * of.sum_bytes / static_cast<int64_t>(sizeof(float));
+  float* behind = of.sum + of.second_row * of.sum_bytes / static_cast<int64_t>(sizeof(float));
   _tile_stored(2, behind, of.sum_bytes);
   _tile_stored(3, behind + kTileWords, of.sum_bytes);
 }
@@ -109,6 +109,7 @@ void multiply_tiles(const BFloat16* a, int64_t rows, int64_t stride, const uint3
                     int64_t sum_stride, bool adds, Ahead ahead) {
   // Sums are added behind the products, not before: the chain of additions stays short. And what is computed twice must
   // not be added twice.
+  __asm__ volatile("" : : : "memory");  // GCC does not know that loading a tile reads memory
   alignas(64) float fresh[2 * kTileRows * kTilePanel];
   const int64_t a_bytes = stride * static_cast<int64_t>(sizeof(BFloat16));
   const int64_t sum_bytes = (adds ? kTilePanel : sum_stride) * static_cast<int64_t>(sizeof(float));

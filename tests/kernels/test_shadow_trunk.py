@@ -44,8 +44,9 @@ def test_against_float64(path: str, dtype: torch.dtype, shape: tuple[int, ...]) 
     every = ({}, {"biases": True, "padded": True}, {"shadow": 0}, {"number": 1})
     if interpreted(path):  # a layer of twenty rows takes seconds
         shape, every = (*shape[:1], 19, *shape[2:]), ({"number": 2, "biases": True, "padded": True},)
-    # Attention that multiplies bfloat16 rounds its weights before it does, as all kernels of its kind do.
-    more = 2.0 if path in ("triton", "cpu-amx", "cpu-avx512bf16") else 1.3
+    # Attention that multiplies bfloat16 rounds its weights before it does, as all kernels of its kind do: by chance one
+    # trunk of these sizes is 1.32 times as far off as another that does not.
+    more = 2.0 if path == "triton" else 1.5 if path in ("cpu-amx", "cpu-avx512bf16") else 1.3
     for options in every:
         inputs = trunk(shape, dtype, **options)
         exact = eager(widened(inputs))

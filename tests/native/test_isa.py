@@ -39,6 +39,28 @@ def test_x86_sets_agree_with_the_operating_system() -> None:
         assert (avx512 | {"avx512_bf16", "amx_tile", "amx_bf16"}).issubset(flags)
 
 
+@pytest.mark.skipif("amx" not in AVAILABLE, reason="this machine has no tile registers")
+def test_tile_registers_are_asked_for_when_they_are_used() -> None:
+    """The permission is for good, and forbids small signal stacks: not for looking, nor for who chose another set."""
+    code = """
+import ctypes
+from wino_kernels import backends
+
+def may_use_tiles():
+    features = ctypes.c_uint64()
+    assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(features)) == 0  # arch_prctl, ARCH_GET_XCOMP_PERM
+    return bool(features.value & 1 << 18)
+
+print(may_use_tiles(), backends.why_not_cpu_isa("amx"), backends.cpu_isa(), may_use_tiles())
+with backends.use_cpu_isa("amx"):
+    print(backends.cpu_isa(), may_use_tiles())
+"""
+    result = run_python(code, WINO_CPU_ISA="portable")
+    assert result.stdout.splitlines() == ["False None portable False", "amx True"], result.stderr
+    result = run_python(code)
+    assert result.stdout.splitlines() == ["False None amx True", "amx True"], result.stderr
+
+
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_environment_variable_selects(name: str) -> None:
     result = run_python("from wino_kernels import backends; print(backends.cpu_isa())", WINO_CPU_ISA=name)

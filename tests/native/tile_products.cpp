@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <vector>
 
@@ -21,18 +22,20 @@ int64_t any(int64_t first, int64_t last) { return std::uniform_int_distribution<
 // Random numbers with a page behind the last that nobody may touch.
 class AtTheEnd {
  public:
-  explicit AtTheEnd(int64_t numbers) : size_((numbers * 2 + 4095) / 4096 * 4096) {
+  explicit AtTheEnd(int64_t numbers) : size_((numbers * 2 + page() - 1) / page() * page()) {
     pages_ =
-        static_cast<char*>(mmap(nullptr, size_ + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(pages_ + size_, 4096, PROT_NONE);
+        static_cast<char*>(mmap(nullptr, size_ + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (mprotect(pages_ + size_, page(), PROT_NONE) != 0) abort();
     begin_ = reinterpret_cast<BFloat16*>(pages_ + size_ - numbers * 2);
     std::normal_distribution<float> normal;
     for (int64_t i = 0; i < numbers; ++i) from_float(normal(g_random), begin_ + i);
   }
-  ~AtTheEnd() { munmap(pages_, size_ + 4096); }
+  ~AtTheEnd() { munmap(pages_, size_ + page()); }
   const BFloat16* begin() const { return begin_; }
 
  private:
+  static int64_t page() { return sysconf(_SC_PAGESIZE); }
+
   int64_t size_;
   char* pages_;
   BFloat16* begin_;

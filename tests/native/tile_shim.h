@@ -46,6 +46,10 @@ inline void load_config(const void* from) {
   unsigned char all[64];
   memcpy(all, from, sizeof(all));
   require(all[0] == 1 && all[1] == 0, "an unknown palette");
+  for (int i = 2; i < 64; ++i) {
+    const bool reserved = i < 16 || (i >= 32 && i < 48) || i >= 56;
+    require(!reserved || all[i] == 0, "something reserved is not zero");
+  }
   release();
   for (int i = 0; i < 8; ++i) {
     uint16_t bytes;

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from wino_kernels.cpu.addresses import address
 
-#: Bytes of a call's weights. The kernels read them once for some seventy rows, so they should stay in cache; and they
-#: are packed into memory of that size. Beyond it the library's product per layer is as fast.
+#: Bytes of a call's weights. The kernels read them once for some seventy to a hundred rows, so they should stay in
+#: cache; and they are packed into memory of that size. Beyond it the library's product per layer is as fast.
 MOST_WEIGHT_BYTES = 16 << 20
 
 _DTYPES = (torch.float32, torch.bfloat16)
