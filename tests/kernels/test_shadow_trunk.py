@@ -44,15 +44,17 @@ def test_against_float64(path: str, dtype: torch.dtype, shape: tuple[int, ...]) 
     every = ({}, {"biases": True, "padded": True}, {"shadow": 0}, {"number": 1})
     if interpreted(path):  # a layer of twenty rows takes seconds
         shape, every = (*shape[:1], 19, *shape[2:]), ({"number": 2, "biases": True, "padded": True},)
-    # Attention that multiplies bfloat16 rounds its weights before it does, as all kernels of its kind do: by chance one
-    # trunk of these sizes is 1.32 times as far off as another that does not.
-    more = 2.0 if path == "triton" else 1.5 if path in ("cpu-amx", "cpu-avx512bf16") else 1.3
+    # GPU attention rounds its weights before it multiplies them with the values, as all kernels of its kind do.
+    more, draws = (2.0 if path == "triton" else 1.3), (1 if interpreted(path) else 8)
     for options in every:
-        inputs = trunk(shape, dtype, **options)
-        exact = eager(widened(inputs))
-        found, plain = wino_kernels.shadow_trunk(**inputs), eager(inputs)
-        assert found.dtype == dtype and found.shape == exact.shape and found.is_contiguous()
-        error, allowed = ((result.double() - exact).square().mean().sqrt() for result in (found, plain))
+        squares = torch.zeros(2, dtype=torch.float64)  # of several draws: by chance one of a few rows is far off
+        for _ in range(draws):
+            inputs = trunk(shape, dtype, **options)
+            exact = eager(widened(inputs))
+            found, plain = wino_kernels.shadow_trunk(**inputs), eager(inputs)
+            assert found.dtype == dtype and found.shape == exact.shape and found.is_contiguous()
+            squares += torch.stack([(result.double() - exact).square().mean() for result in (found, plain)])
+        error, allowed = (squares / draws).sqrt()
         assert error <= (more * allowed + 1e-3 if dtype in (torch.bfloat16, torch.float16) else 1e-4)
 
 
