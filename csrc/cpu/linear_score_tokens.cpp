@@ -30,11 +30,7 @@ struct Score {
 
 // Whether the weight is multiplied where it lies.
 WINO_HD bool multiplies_in_place(const HeadArgs& a) {
-#if defined(WINO_HAS_TILES)
-  return a.dtype == kBFloat16 && a.head.K % 2 == 0;  // whole words: nothing behind a row is read
-#else
-  return static_cast<void>(a), false;
-#endif
+  return kHasTiles && a.dtype == kBFloat16 && a.head.K % 2 == 0;  // whole words: nothing behind a row is read
 }
 
 WINO_HD int64_t bounded(int64_t rows, int64_t least, int64_t most) {
@@ -178,47 +174,27 @@ void multiply_packed(const Shared<T>& shared, int64_t begin, int64_t end, int64_
   }
 }
 
-#if defined(WINO_HAS_TILES)
-// The same with the rows as panels and columns of the weight as rows; what comes out is turned. The columns that come
-// next are fetched with every step: it takes longer to read them than to multiply.
-void multiply_tile_in_place(const Shared<BFloat16>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
-                            float* turned, float* sums) {
-  constexpr int64_t kSquare = kPanel * kPanel;
-  static_assert(kGroupRows * kPanel <= kPartWords * kPanel, "room for what is turned");
+// The same with the rows as panels and the weight where it lies.
+template <typename T>
+void multiply_unpacked(const Shared<T>& shared, int64_t begin, int64_t end, int64_t first, int64_t count, float* sums) {
   const LinearArgs& head = shared.args.head;
-  const int64_t stride = shared.layout.stride / 2, number = panels(count);
-  const uint32_t* in = reinterpret_cast<const uint32_t*>(shared.in) + first * stride;
+  const uint32_t* in = reinterpret_cast<const uint32_t*>(shared.in) + first * words<Operand<T>>(head.K);
   for (int64_t n = begin; n < end; n += kPanel, sums += kPanel) {
-    const int64_t columns = end - n < kPanel ? end - n : kPanel;
-    for (int64_t k = 0; k < head.K; k += kLongest) {
-      const int64_t numbers = head.K - k < kLongest ? head.K - k : kLongest;
-      const Part<BFloat16> own(head, n, k, kLongest), next(head, n + kPanel, k, kLongest);
-      for (int64_t i = 0; i < number; ++i) {
-        const int64_t from = next.rows * i / number, to = next.rows * (i + 1) / number;
-        const Ahead ahead{next.begin + from * next.stride, to - from};
-        multiply_tiles(own.begin, columns, own.stride, in + i * kPanel * stride + k / 2 * kPanel, numbers / 2,
-                       turned + i * kSquare, kPanel, k > 0, ahead);
-      }
-    }
     for (int64_t i = 0; i < count; i += kPanel) {
-      turn(turned + i * kPanel, columns, count - i < kPanel ? count - i : kPanel, sums + i * kTileStride, kTileStride);
+      const Range rows{i, count - i < kPanel ? count - i : kPanel};
+      multiply_in_place(head, n, in, count, rows, sums + i * kTileStride, kTileStride, kLongest);
     }
   }
 }
-#endif
 
 template <typename T>
 WINO_HD void multiply(const Shared<T>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
                       uint32_t* panel, float* sums) {
+  if constexpr (kHasTiles) {
+    if (multiplies_in_place(shared.args)) return multiply_unpacked(shared, begin, end, first, count, sums);
+  }
   multiply_packed(shared, begin, end, first, count, panel, sums);
 }
-#if defined(WINO_HAS_TILES)
-WINO_HD void multiply(const Shared<BFloat16>& shared, int64_t begin, int64_t end, int64_t first, int64_t count,
-                      uint32_t* panel, float* sums) {
-  if (!multiplies_in_place(shared.args)) return multiply_packed(shared, begin, end, first, count, panel, sums);
-  multiply_tile_in_place(shared, begin, end, first, count, reinterpret_cast<float*>(panel), sums);
-}
-#endif
 
 template <typename T>
 void score_columns(const Shared<T>& shared, int64_t begin, int64_t end, int64_t first, int64_t count, Score* scores,
@@ -267,7 +243,7 @@ void gather_rows(const Shared<T>& shared, int64_t first, int64_t last) {
   const HeadArgs& a = shared.args;
   const auto row = [&](int64_t i) { return static_cast<const T*>(a.hidden) + shared.wanted[i] * a.row_stride; };
   for (int64_t i = first; multiplies_in_place(a) && i < last; i += Vec::N) {
-    uint32_t* panel = reinterpret_cast<uint32_t*>(shared.in + i / kPanel * kPanel * shared.layout.stride);
+    uint32_t* panel = reinterpret_cast<uint32_t*>(shared.in) + i / kPanel * kPanel * words<Operand<T>>(a.head.K);
     const int64_t number = last - i < Vec::N ? last - i : Vec::N;
     pack_any_columns<T>([&](int64_t c) { return row(i + c); }, number, a.head.K, panel + i % kPanel);
   }

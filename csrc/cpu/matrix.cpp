@@ -64,26 +64,6 @@ void multiply_panel(const A* a, int64_t rows, int64_t stride, const uint32_t* pa
   });
 }
 
-void multiply_in_place(const LinearArgs& weight, int64_t n, const uint32_t* panels, int64_t count, Range rows,
-                       float* sums, int64_t sum_stride) {
-#if defined(WINO_HAS_TILES)
-  alignas(64) float turned[kPanel * kPanel];
-  const auto columns_from = [&](int64_t first) {
-    return weight.N <= first ? 0 : weight.N - first < kPanel ? weight.N - first : static_cast<int64_t>(kPanel);
-  };
-  const BFloat16* own = static_cast<const BFloat16*>(weight.weight) + n * weight.stride;
-  const int64_t next = columns_from(n + kPanel), from = next * rows.first / count;
-  const Ahead ahead{own + (kPanel + from) * weight.stride, next * (rows.first + rows.count) / count - from};
-  const int64_t number = words<BFloat16>(weight.K);
-  multiply_tiles(own, columns_from(n), weight.stride, panels + rows.first * number, number, turned, kPanel, false,
-                 ahead);
-  turn(turned, columns_from(n), rows.count, sums, sum_stride);
-#else
-  static_cast<void>(weight), static_cast<void>(n), static_cast<void>(panels), static_cast<void>(count);
-  static_cast<void>(rows), static_cast<void>(sums), static_cast<void>(sum_stride);
-#endif
-}
-
 template void multiply_panel(const float*, int64_t, int64_t, const uint32_t*, int64_t, float*, int64_t, bool);
 #if defined(WINO_HAS_TILES)
 template <>
@@ -93,6 +73,29 @@ void multiply_panel(const BFloat16* a, int64_t rows, int64_t stride, const uint3
     multiply_tiles(a + first * stride, number, stride, panel, words<BFloat16>(K), sum + first * sum_stride, sum_stride,
                    adds);
   });
+}
+
+void multiply_in_place(const LinearArgs& weight, int64_t n, const uint32_t* panels, int64_t count, Range rows,
+                       float* sums, int64_t sum_stride, int64_t longest) {
+  alignas(64) float turned[kPanel * kPanel];  // [columns][rows]
+  const auto columns_from = [&](int64_t first) {
+    return weight.N <= first ? 0 : weight.N - first < kPanel ? weight.N - first : static_cast<int64_t>(kPanel);
+  };
+  const int64_t columns = columns_from(n), next = columns_from(n + kPanel), from = next * rows.first / count;
+  const int64_t fetched = next * (rows.first + rows.count) / count - from;
+  const BFloat16* own = static_cast<const BFloat16*>(weight.weight) + n * weight.stride;
+  const uint32_t* panel = panels + rows.first * words<BFloat16>(weight.K);
+  int64_t k = 0;
+  do {
+    const int64_t number = words<BFloat16>(weight.K - k < longest ? weight.K - k : longest);
+    const Ahead ahead{own + k + (kPanel + from) * weight.stride, fetched};
+    multiply_tiles(own + k, columns, weight.stride, panel + k / 2 * kPanel, number, turned, kPanel, k > 0, ahead);
+    k += longest;
+  } while (k < weight.K);
+  for (int64_t c = 0; c < columns; c += Vec::N) {
+    transpose_columns<false>(reinterpret_cast<const uint32_t*>(turned + c * kPanel), kPanel, rows.count,
+                             reinterpret_cast<uint32_t*>(sums + c), sum_stride);
+  }
 }
 #elif defined(WINO_HAS_PAIRS)
 template void multiply_panel(const BFloat16*, int64_t, int64_t, const uint32_t*, int64_t, float*, int64_t, bool);

@@ -33,12 +33,8 @@ struct IsBFloat16<BFloat16> {
 
 constexpr int kRegisterRows = Vec::kRegisters == 32 ? 14 : 6;  // whose sums with a panel the vector registers hold
 constexpr int kPanel = 2 * Vec::N;                             // columns
-#if defined(WINO_HAS_TILES)
-static_assert(kPanel == kTilePanel, "tiles read what is packed");
-constexpr int kRunRows = 2 * kTileRows;
-#else
-constexpr int kRunRows = kRegisterRows;
-#endif
+constexpr int kRunRows = kHasTiles ? 2 * kTileRows : kRegisterRows;
+static_assert(!kHasTiles || kPanel == kTilePanel, "tiles read what is packed");
 
 // 32-bit words that K numbers take: a pair of bfloat16 shares one.
 template <typename A>
@@ -167,14 +163,12 @@ WINO_HD void for_each_part(int64_t begin, int64_t end, const Function& f) {
 // Cuts rows begin ... end - 1 into runs as long as registers allow: f(first, rows).
 template <typename Function>
 WINO_HD void for_each_run(int64_t begin, int64_t end, const Function& f) {
-#if defined(WINO_HAS_TILES)
   // An odd number of tiles: one of them is a run, full so that the others are no smaller.
   const int64_t rows = end - begin, tiles = (rows + kTileRows - 1) / kTileRows;
-  if (tiles > 1 && tiles % 2 == 1) {
+  if (kHasTiles && tiles > 1 && tiles % 2 == 1) {
     f(begin, static_cast<int64_t>(kTileRows));
     begin += kTileRows;
   }
-#endif
   for_each_part<kRunRows>(begin, end, f);
 }
 
@@ -189,22 +183,15 @@ void multiply_panel(const BFloat16* a, int64_t rows, int64_t stride, const uint3
                     int64_t sum_stride, bool adds);
 #endif
 
-// Sums of columns of a weight with rows, [columns][kPanel], become those of rows with columns.
-WINO_HD void turn(const float* turned, int64_t columns, int64_t rows, float* sums, int64_t sum_stride) {
-  for (int64_t c = 0; c < columns; c += Vec::N) {
-    transpose_columns<false>(reinterpret_cast<const uint32_t*>(turned + c * kPanel), kPanel, rows,
-                             reinterpret_cast<uint32_t*>(sums + c), sum_stride);
-  }
-}
-
 struct Range {
   int64_t first, count;
 };
 
 // Sums of some of `count` rows, which are the columns of panels, with columns n ... n + kPanel of a weight where it
-// lies: only on tiles. The columns behind are fetched meanwhile, all of them when all rows have been here.
+// lies: only on tiles, and with K even. `longest` numbers are summed in one go. The columns behind are fetched
+// meanwhile, all of them when all rows have been here.
 void multiply_in_place(const LinearArgs& weight, int64_t n, const uint32_t* panels, int64_t count, Range rows,
-                       float* sums, int64_t sum_stride);
+                       float* sums, int64_t sum_stride, int64_t longest);
 
 constexpr int64_t kTaskRows =
     kRunRows == kRegisterRows ? 5 * kRunRows : 3 * kRunRows;  // at most: they and a panel stay in the L1 and L2 caches
@@ -260,13 +247,9 @@ class LayerWeights {
   using A = Operand<T>;
 
   static bool in_place(const LinearArgs (&linears)[kWeights], int64_t rows) {
-#if defined(WINO_HAS_TILES)
     constexpr int64_t kFewRows = 384;
     for (const LinearArgs& linear : linears) rows = linear.K % 2 == 0 ? rows : kFewRows + 1;  // whole words are read
-    return IsBFloat16<T>::value && rows <= kFewRows;
-#else
-    return static_cast<void>(linears), static_cast<void>(rows), false;
-#endif
+    return kHasTiles && IsBFloat16<T>::value && rows <= kFewRows;
   }
 
   static int64_t bytes(const LinearArgs (&linears)[kWeights], bool in_place) {
@@ -312,7 +295,9 @@ class LayerWeights {
   WINO_MEMBER void multiply(int weight, int64_t n, const TaskRows<A>& of, Range run, float* sums,
                             int64_t sum_stride) const {
     const LinearArgs& linear = linears_[weight];
-    if (in_place_) return multiply_in_place(linear, n, of.panels, of.count, run, sums, sum_stride);
+    if constexpr (kHasTiles) {
+      if (in_place_) return multiply_in_place(linear, n, of.panels, of.count, run, sums, sum_stride, linear.K);
+    }
     const uint32_t* panel = panels_[weight] + n * words<A>(linear.K);
     multiply_panel(of.rows + run.first * of.stride, run.count, of.stride, panel, linear.K, sums, sum_stride);
   }

@@ -6,10 +6,12 @@
 
 WINO_CPU_BEGIN
 
-#if defined(WINO_HAS_TILES)
-
 constexpr int kTileRows = 16, kTileWords = 16;  // a word: a pair of bfloat16, or a sum
 constexpr int kTilePanel = 2 * kTileWords;      // columns that are multiplied together
+
+#if defined(WINO_HAS_TILES)
+
+constexpr bool kHasTiles = true;
 
 // The tile registers of a thread while it works on products; whoever uses them before or after need not know.
 struct Tiles {
@@ -30,6 +32,8 @@ void multiply_tiles(const BFloat16* a, int64_t rows, int64_t stride, const uint3
                     int64_t sum_stride, bool adds, Ahead ahead = {nullptr, 0});
 
 #else
+
+constexpr bool kHasTiles = false;
 
 struct Tiles {
   WINO_MEMBER Tiles() {}
