@@ -40,7 +40,7 @@ LLADA, MMADA = 126464, 134656
 SMALL, DEEP = Trunk(4, 256), Trunk(12, 512)
 EXACT: dict[str, dict[str, Any]] = {"exact": {}}
 CACHED: dict[str, dict[str, Any]] = EXACT | {"prefix": {"cache": "prefix"}, "dual": {"cache": "dual"}}
-MARGIN = 1e-4  # SPEC section 6: below it two right decodes in float32 may differ
+MARGIN = 1e-4  # docs/spec.md section 6: below it two right decodes in float32 may differ
 PROMPTS = 5
 PICTURE_PROMPT = 1100
 

@@ -100,7 +100,10 @@ def compiled_too(functions: dict[str, Callable[[], object]]) -> dict[str, Conten
 def scores_error(
     rows: Callable[[slice], Tensor], ids: Tensor, results: tuple[Tensor, ...], noise: Sequence[Tensor] = ()
 ) -> str:
-    """SPEC section 6: exact ids, confidence within 2e-6 p + 1e-12 of p in float64. ``rows``: logits of a slice."""
+    """docs/spec.md section 6: exact ids, confidence within 2e-6 p + 1e-12 of p in float64.
+
+    ``rows``: logits of a slice.
+    """
     token_ids, confidence = (result.flatten() for result in results)
     for start in range(0, len(ids), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)

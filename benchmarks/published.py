@@ -126,7 +126,7 @@ def make_loss_batch(vocabulary: int, width: int, dtype: torch.dtype) -> LossBatc
 
 
 def published_loss(batch: LossBatch, threshold: float = 0.6, threshold_back: float = 0.9) -> Tensor:
-    """SPEC section 5 as public trainers compute it: logits of the whole sequence, three softmaxes over them."""
+    """docs/spec.md section 5 as public trainers compute it: logits of the whole sequence, three softmaxes over them."""
     logits = torch.nn.functional.linear(batch.hidden, batch.weight).float()
     cross_entropy = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
     entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)

@@ -150,7 +150,7 @@ def wino_step_(batch: int, block: int, vocabulary: int, itemsize: int = BF16) ->
 
 
 def visible_pairs(queries: int, keys: int, shadow: int) -> int:
-    """Query-key pairs of SPEC section 2: real queries see real keys, shadow queries all keys but one."""
+    """Query-key pairs of docs/spec.md section 2: real queries see real keys, shadow queries all keys but one."""
     return (queries - shadow) * (keys - shadow) + shadow * (keys - 1 if shadow else keys)
 
 

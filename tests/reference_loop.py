@@ -1,4 +1,4 @@
-"""SPEC sections 3, 3a and 4 once more, as plain Python over one sequence: the judge of the decoders.
+"""docs/spec.md sections 3, 3a and 4 once more, as plain Python over one sequence: the judge of the decoders.
 
 It shares nothing with the package: the shadow block is a dense boolean mask, every position's logits are computed,
 confidences are float64 softmaxes, sets are Python sets. Besides the result it reports how often each branch of the rule
@@ -38,7 +38,7 @@ class ReferenceDecode:
 
 
 def visibility(num_real: int, block_start: int, num_shadow: int) -> torch.Tensor:
-    """The table of SPEC section 2 as a (1, 1, L, L) mask."""
+    """The table of docs/spec.md section 2 as a (1, 1, L, L) mask."""
     length = num_real + num_shadow
     sees = torch.zeros(length, length, dtype=torch.bool)
     for query in range(length):
@@ -62,7 +62,7 @@ def wino(
     max_accept: int = 20,
     verify_last: bool = False,
 ) -> ReferenceDecode:
-    """SPEC section 3, and 3a with ``verify_last``.
+    """docs/spec.md section 3, and 3a with ``verify_last``.
 
     ``model(ids, attention_mask=..., position_ids=...).logits`` is all it calls.
     """
@@ -145,7 +145,7 @@ def _doubted(out: ReferenceDecode, verify: dict[int, float], threshold_back: flo
 def low_confidence(
     model: Any, prompt: list[int], generation: list[int], *, mask_id: int, block_length: int, steps: int
 ) -> ReferenceDecode:
-    """LLaDA's own decoder (SPEC section 4): the masks of a block split evenly over its steps, most confident first."""
+    """LLaDA's own decoder (docs/spec.md section 4): a block's masks split evenly over its steps, surest first."""
 
     def counts(masks: int) -> list[int]:
         each, remainder = divmod(masks, steps * block_length // len(generation))
@@ -166,7 +166,7 @@ def prophet(
     steps: int,
     answer_start: int | None,
 ) -> ReferenceDecode:
-    """Early commit (SPEC section 4): low_confidence until the mean gap of the two largest logits is wide enough.
+    """Early commit (docs/spec.md section 4): low_confidence until the mean top-two gap is wide enough.
 
     The branches name the gap that ended the decode, or "never committed".
     """
@@ -264,7 +264,7 @@ def maskgit(
 def confidence_threshold(
     model: Any, prompt: list[int], generation: list[int], *, mask_id: int, block_length: int, threshold: float
 ) -> ReferenceDecode:
-    """Fast-dLLM's rule (SPEC section 4): all masked positions with confidence >= ``threshold``, at least the best."""
+    """Fast-dLLM's rule (docs/spec.md section 4): all masked positions with c >= ``threshold``, at least the best."""
     return _without_shadow(
         model,
         prompt,

@@ -23,7 +23,7 @@ from wino.decoders import prophet
 from wino.models import LLaDAConfig, LLaDAModelLM
 
 MASK, VOCAB, LENGTH = 1, 40, 32
-MARGIN = 1e-4  # SPEC section 6: decodes are promised to be equal at this distance from ties and thresholds
+MARGIN = 1e-4  # docs/spec.md section 6: decodes are promised to be equal at this distance from ties and thresholds
 PROMPTS_PER_MODEL = 12
 THRESHOLDS = ((0.3, 0.6), (0.4, 0.2), (0.35, 0.8))
 

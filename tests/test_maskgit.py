@@ -46,7 +46,7 @@ def greedy(step: int, position: int, logits: Tensor) -> int:
 
 
 def drawn(seed: int, temperature: float) -> Callable[[int, int, Tensor], int]:
-    """By SPEC section 6's noise."""
+    """By docs/spec.md section 6's noise."""
 
     def draw(step: int, position: int, logits: Tensor) -> int:
         noise = gumbel_noise(row_seed(seed, step, position), len(logits))[0]

@@ -2,8 +2,8 @@
 
 The public operators are ``__all__``. Each one is ``torch.ops.wino.<operator>``, which checks its arguments and picks a
 backend (``use_backend``); where nothing listens to Torch's dispatcher some ordinary calls on the CPU go past it.
-"SPEC" in the docstrings is the algorithm's definition, and ``wino_kernels.eager`` is that definition as plain torch
-code.
+docs/spec.md, which the docstrings cite, is the algorithms' definition; ``wino_kernels.eager`` is that definition as
+plain torch code.
 
 "Per row" arguments are a Python scalar for all rows or a tensor with one value per row (per sequence). A Python scalar
 is a constant of a compiled graph or a captured CUDA graph; a tensor may change between calls.
@@ -52,7 +52,7 @@ __all__ = [
 def score_tokens(
     logits: Tensor, candidate_ids: Tensor, *, temperature: float | Tensor = 0.0, seed: int | Tensor = 0
 ) -> tuple[Tensor, Tensor]:
-    """One (token, confidence) per row of logits: draft a token or verify a given one (SPEC section 6).
+    """One (token, confidence) per row of logits: draft a token or verify a given one (docs/spec.md section 6).
 
     Args:
         logits: ``(..., V)`` float32, bfloat16 or float16, unit stride in V. -inf (banned) is allowed.
@@ -78,14 +78,19 @@ def score_tokens(
 def draft_confidence(
     logits: Tensor, *, temperature: float | Tensor = 0.0, seed: int | Tensor = 0
 ) -> tuple[Tensor, Tensor]:
-    """``score_tokens`` with every row a draft: ``(token_ids, confidence)`` of shape ``(...)`` (SPEC section 6)."""
+    """``score_tokens`` with every row a draft: ``(token_ids, confidence)`` of shape ``(...)``.
+
+    docs/spec.md section 6.
+    """
     _require_tensors("draft_confidence", "logits", logits)
     draft = torch.full(logits.shape[:-1], -1, dtype=torch.int64, device=logits.device)
     return score_tokens(logits, draft, temperature=temperature, seed=seed)
 
 
 def verify_confidence(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """``score_tokens`` with every row given: the probability of ``token_ids`` ``(...)``, float32 (SPEC section 6).
+    """``score_tokens`` with every row given: the probability of ``token_ids`` ``(...)``, float32.
+
+    docs/spec.md section 6.
 
     NaN for an id that is no token, negative ids included: -1 and -2 have no special meaning here.
     """
@@ -103,7 +108,7 @@ def linear_score_tokens(
     seed: int | Tensor = 0,
     round_to: str | torch.dtype = "input",
 ) -> tuple[Tensor, Tensor]:
-    """``score_tokens`` of ``hidden @ weight.T + bias``: the LM head fused in (SPEC section 6).
+    """``score_tokens`` of ``hidden @ weight.T + bias``: the LM head fused in (docs/spec.md section 6).
 
     Args:
         hidden: ``(..., H)`` float32, bfloat16 or float16, unit stride in H.
@@ -151,7 +156,7 @@ def accept_remask_(
     max_accept: int = 20,
     verify_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One WINO step on the block of every sequence, in place (SPEC section 3 steps 1, 3, 5, 6; section 3a).
+    """One WINO step on the block of every sequence, in place (docs/spec.md section 3 steps 1, 3, 5, 6; section 3a).
 
     Args:
         tokens: ``(B, K)`` int64, written. The in-place tensors have unit stride in K and any stride between rows.
@@ -167,7 +172,7 @@ def accept_remask_(
             ``min(max(floor(accept_fraction * number masked), min_accept), max_accept)`` are accepted, and never fewer
             than one. The fraction is the decimal as written: 0.7 is 7/10.
         verify_last: verify the tokens of the block's last step too: a full block is then done only when
-            ``last_accepted`` is at most 1, and until then a call verifies it (SPEC section 3a).
+            ``last_accepted`` is at most 1, and until then a call verifies it (docs/spec.md section 3a).
 
     Returns:
         ``num_accepted``, ``num_remasked``, ``status``: ``(B,)`` int32. Status 0: running; 1: done (a sequence that was
@@ -203,7 +208,7 @@ def accept_(
     threshold: float | Tensor | None = None,
     count: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Fill the surest masked positions of every sequence, in place (SPEC section 4). Nothing is ever taken back.
+    """Fill the surest masked positions of every sequence, in place (docs/spec.md section 4). Nothing is taken back.
 
     Args:
         tokens: ``(B, K)`` int64, written. The in-place tensors have unit stride in K and any stride between rows.
@@ -253,11 +258,13 @@ def wino_step_(
     max_accept: int = 20,
     verify_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``score_tokens`` and ``accept_remask_`` in one: a whole WINO step from its logits, in place (SPEC sections 3, 6).
+    """``score_tokens`` and ``accept_remask_`` in one: a whole WINO step from its logits, in place.
+
+    docs/spec.md sections 3, 6.
 
     Args:
         logits: ``(B, K, V)`` float32, bfloat16 or float16, unit stride in V. One row per position: the real row where
-            masked, the shadow row where revocable, not read elsewhere (SPEC section 2).
+            masked, the shadow row where revocable, not read elsewhere (docs/spec.md section 2).
         temperature: a number, or float32 ``(B,)`` or ``(B, K)``.
         seed: an integer as in ``score_tokens`` (rows in the order of ``(B, K)``), or int64 ``(B, K)``.
         tokens, masked, revocable, last_accepted, mask_id, threshold, threshold_back, accept_fraction, min_accept,
@@ -298,7 +305,9 @@ def shadow_attention(
     key_padding_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of real tokens followed by the shadow block that verifies one block of them (SPEC sections 2, 6).
+    """Attention of real tokens followed by the shadow block that verifies one block of them.
+
+    docs/spec.md sections 2, 6.
 
     The last ``num_shadow`` keys and the last ``num_shadow`` queries are the shadow block. Real queries see the real
     keys; shadow query j sees every key but ``block_start + j``, the token it verifies.
@@ -454,7 +463,9 @@ def shadow_trunk(
     full_precision: bool = True,
     packed: Tensor | None = None,
 ) -> Tensor:
-    """All layers of a LLaMA-style trunk over real tokens followed by the shadow block, and the final norm (SPEC 2).
+    """All layers of a LLaMA-style trunk over real tokens followed by the shadow block, and the final norm.
+
+    docs/spec.md section 2.
 
     Layer by layer ``norm_qkv_rope``, ``shadow_attention`` and ``out_norm_swiglu``; the last layer computes queries,
     output projection and MLP for the rows that leave alone.
@@ -553,7 +564,7 @@ def trajectory_loss(
     weights: Sequence[float] = (1.0, 0.1, 1.0),
     denominators: Tensor | Sequence[float] | None = None,
 ) -> TrajectoryLoss:
-    """The WINO+ loss of one batch of unfolded trajectory samples, LM head fused in (SPEC section 5).
+    """The WINO+ loss of one batch of unfolded trajectory samples, LM head fused in (docs/spec.md section 5).
 
     ``weights[0] * mean CE over targets + weights[1] * mean H over targets with argmax = label and max p <
     threshold_back - weights[2] * mean H over candidates with argmax != label and max p > threshold``; the selections

@@ -1,4 +1,4 @@
-"""Row seeds: which 64-bit seed each row of a draw gets (SPEC section 6, "Random draws").
+"""Row seeds: which 64-bit seed each row of a draw gets (docs/spec.md section 6, "Random draws").
 
 Everything is integer arithmetic modulo 2**64 in int64 tensors, so it runs on any device without a host read.
 """
@@ -46,7 +46,9 @@ def splitmix64(value: Tensor) -> Tensor:
 
 
 def row_seeds(request_seed: int | Tensor, step: int | Tensor, positions: Tensor) -> Tensor:
-    """``splitmix64(splitmix64(splitmix64(request seed) + step) + position)``: a decoder's row seeds (SPEC section 6).
+    """``splitmix64(splitmix64(splitmix64(request seed) + step) + position)``: a decoder's row seeds.
+
+    docs/spec.md section 6.
 
     A request's draws then depend on its own seed, step and position only, never on what it is batched with.
 

@@ -1,8 +1,8 @@
 """Scratch memory of the GPU kernels: kept between calls, an operator allocates nothing but its outputs.
 
-SPEC section 6. A buffer belongs to one thread, device and stream: calls on one stream run one after the other and may
-share it. Under graph capture a fresh buffer comes out of the graph's own pool, since a graph may be replayed on any
-stream.
+See docs/spec.md section 6. A buffer belongs to one thread, device and stream: calls on one stream run one after the
+other and may share it. Under graph capture a fresh buffer comes out of the graph's own pool, since a graph
+may be replayed on any stream.
 """
 
 from __future__ import annotations

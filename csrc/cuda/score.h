@@ -1,5 +1,5 @@
-// Scoring a row of logits (SPEC sections 3 and 6): a block reduces one chunk of the vocabulary, and of the blocks of a
-// row the one that is done last joins their results, in the order of the chunks.
+// Scoring a row of logits (docs/spec.md sections 3 and 6): a block reduces one chunk of the vocabulary, and of the
+// blocks of a row the one that is done last joins their results, in the order of the chunks.
 #pragma once
 
 #include "cuda/intrinsics.h"

@@ -1,4 +1,4 @@
-"""The sequences of a decode on the device, in buffers that stay where they are from step to step (SPEC section 2)."""
+"""The sequences of a decode on the device, in buffers that stay where they are (docs/spec.md section 2)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Batch:
 
     Attributes:
         tokens: (B, P + G) int64, up to date after ``settle``.
-        accepted_at: (B, G) int64, SPEC section 5, up to date after ``settle``.
+        accepted_at: (B, G) int64, docs/spec.md section 5, up to date after ``settle``.
         state: the current blocks.
         block_positions: (B, K) int64, where in ``tokens`` they lie.
         block_accepted_at: (B, K) int64; of a position that is still masked, the last step so far.
@@ -54,8 +54,8 @@ class Batch:
         end_token_id: the end-of-sequence token; -1, which no token is, where the model has none.
         steps: (B,) int64, forward passes so far.
         ended: (B,) int32, with ``stop_at_eos`` whether the block holds nothing but the end-of-sequence token.
-        report: (3, B) int32, what the host reads after a step: the decoder's status (SPEC section 6), ``last`` and
-            ``ended``.
+        report: (3, B) int32, what the host reads after a step: the decoder's status (docs/spec.md section 6),
+            ``last`` and ``ended``.
         common_start: where in ``tokens`` all blocks begin; None: not all at one place, or a graph or a compiled step is
             to serve any place.
     """
@@ -248,7 +248,7 @@ class Batch:
         self.embedded.view(-1, fresh.shape[-1]).index_copy_(0, self.embedded_rows.view(-1), fresh)
 
     def draw_seeds(self) -> None:
-        """This step's seed of each row's random draws (SPEC section 6, random draws)."""
+        """This step's seed of each row's random draws (docs/spec.md section 6, random draws)."""
         positions = self.positions.gather(1, self.block_positions)
         self.state.row_seeds.copy_(wino_kernels.row_seeds(self.seed, self.steps, positions))
 

@@ -54,8 +54,8 @@ class GenerationConfig(transformers.GenerationConfig):
     """Settings of :func:`wino.generate`; a ``transformers.GenerationConfig`` (saves, loads and updates like one).
 
     Args:
-        decoder: "wino" (SPEC section 3), "low_confidence", "confidence_threshold" or "prophet" (section 4); "maskgit",
-            with which MMaDA draws pictures (:mod:`wino.decoders.maskgit`).
+        decoder: "wino" (docs/spec.md section 3), "low_confidence", "confidence_threshold" or "prophet" (section 4);
+            "maskgit", with which MMaDA draws pictures (:mod:`wino.decoders.maskgit`).
         max_new_tokens: generation length G.
         block_length: block length K, divides G; None: one block of G.
         threshold: draft threshold of "wino" (accept above it), acceptance threshold of "confidence_threshold"; in (0,
@@ -63,7 +63,7 @@ class GenerationConfig(transformers.GenerationConfig):
         threshold_back: verification threshold of "wino", in (0, 1].
         accept_fraction, min_accept, max_accept: "wino": at most min(max(floor(fraction * masked), min), max) tokens
             are accepted a step.
-        verify_last: "wino": also verify the tokens accepted last (SPEC section 3a).
+        verify_last: "wino": also verify the tokens accepted last (docs/spec.md section 3a).
         steps: "low_confidence", "prophet", "maskgit": forward passes over all blocks; None: one token a step, of
             "maskgit" 18 a block.
         answer_start: "prophet": where in the generation region the answer's five positions begin, whose certainty ends
@@ -79,8 +79,8 @@ class GenerationConfig(transformers.GenerationConfig):
             samples; give one seed a sequence for different ones.
         stop_at_eos: once a block holds nothing but the end-of-sequence token, later blocks without given tokens are
             filled with it and not decoded.
-        cache: "none": every step computes every token, exactly (SPEC section 2). "prefix": keys and values of the
-            prompt and of finished blocks are computed once a block; "dual": also those behind the block
+        cache: "none": every step computes every token, exactly (docs/spec.md section 2). "prefix": keys and values of
+            the prompt and of finished blocks are computed once a block; "dual": also those behind the block
             (:mod:`wino.cache`). Approximate.
         cache_refresh: with a cache: compute every token every so many steps of a block, not only in its first.
         compile_step: run the step under ``torch.compile``; a dictionary holds its keyword arguments.

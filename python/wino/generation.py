@@ -27,7 +27,7 @@ class GenerationOutput(ModelOutput):
         sequences: (B, P + G) int64, prompt and generated tokens.
         steps: (B,) int64, forward passes each sequence took.
         accepted_at: (B, G) int64, the forward pass (from 0) at which each final token was accepted; -1 for given
-            tokens (SPEC section 5).
+            tokens (docs/spec.md section 5).
         trace: one list of :class:`wino.StepRecord` per sequence, if asked for.
     """
 
@@ -69,7 +69,8 @@ def generate(
 
     Returns:
         :class:`GenerationOutput`. A sequence's result does not depend on the others in its batch, up to the rounding of
-        matrix products: tokens are equal where confidences stay 1e-4 away from thresholds and ties (SPEC section 6).
+        matrix products: tokens are equal where confidences stay 1e-4 away from thresholds and ties (docs/spec.md
+        section 6).
 
     Raises:
         ValueError, TypeError: a bad argument, named, before the first forward pass.

@@ -1,4 +1,4 @@
-"""What happened at each step: for people watching, and for WINO+ (SPEC section 5)."""
+"""What happened at each step: for people watching, and for WINO+ (docs/spec.md section 5)."""
 
 from __future__ import annotations
 

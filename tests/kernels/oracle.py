@@ -1,4 +1,4 @@
-"""SPEC section 3, 3a, 4 and "Random draws" on plain lists and integers, written from the text, not from the code."""
+"""docs/spec.md section 3, 3a, 4 and "Random draws" on plain lists, written from the text, not from the code."""
 
 from __future__ import annotations
 

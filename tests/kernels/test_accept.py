@@ -1,4 +1,4 @@
-"""accept_ against the plain-list oracle of SPEC section 4."""
+"""accept_ against the plain-list oracle of docs/spec.md section 4."""
 
 from __future__ import annotations
 

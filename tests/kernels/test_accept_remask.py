@@ -1,4 +1,4 @@
-"""accept_remask_ against the plain-list oracle of SPEC sections 3 and 3a."""
+"""accept_remask_ against the plain-list oracle of docs/spec.md sections 3 and 3a."""
 
 from __future__ import annotations
 
@@ -388,7 +388,7 @@ def test_verify_last_always_ends(width: int, limits: tuple[Fraction, int, int]) 
 
 
 def test_verify_last_would_cycle_if_last_stayed() -> None:
-    """The search does find cycles: without SPEC section 3a's update of `last` there is one."""
+    """The search does find cycles: without docs/spec.md section 3a's update of `last` there is one."""
     assert longest_path(6) > 6
     with pytest.raises(RecursionError, match="can return"):
         longest_path(6, verify_last_lowers_last=False)

@@ -1,4 +1,4 @@
-"""linear_score_tokens against float64 and against the unfused head (SPEC section 6)."""
+"""linear_score_tokens against float64 and against the unfused head (docs/spec.md section 6)."""
 
 from __future__ import annotations
 

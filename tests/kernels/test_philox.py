@@ -1,4 +1,4 @@
-"""The random numbers of SPEC section 6: Philox words, their layout, row seeds, Gumbel noise."""
+"""The random numbers of docs/spec.md section 6: Philox words, their layout, row seeds, Gumbel noise."""
 
 from __future__ import annotations
 

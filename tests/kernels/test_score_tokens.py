@@ -1,4 +1,4 @@
-"""score_tokens and its two views against float64 (SPEC sections 3 and 6)."""
+"""score_tokens and its two views against float64 (docs/spec.md sections 3 and 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""shadow_attention against loops over single queries and keys in float64 (SPEC sections 2 and 6)."""
+"""shadow_attention against loops over single queries and keys in float64 (docs/spec.md sections 2 and 6)."""
 
 from __future__ import annotations
 

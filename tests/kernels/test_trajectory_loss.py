@@ -1,4 +1,4 @@
-"""trajectory_loss against the formula of SPEC section 5, differentiated by autograd."""
+"""trajectory_loss against the formula of docs/spec.md section 5, differentiated by autograd."""
 
 from __future__ import annotations
 

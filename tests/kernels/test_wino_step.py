@@ -1,4 +1,4 @@
-"""wino_step_ = score_tokens on one row per position, then accept_remask_ (SPEC section 6), bit for bit."""
+"""wino_step_ = score_tokens on one row per position, then accept_remask_ (docs/spec.md section 6), bit for bit."""
 
 from __future__ import annotations
 

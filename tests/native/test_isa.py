@@ -113,7 +113,10 @@ ROWS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ROWS)
 def test_confidence_where_float32_sums_go_wrong(name: str, dtype: torch.dtype, kind: str) -> None:
-    """Rows whose probability mass sits in very many equal terms, or terms of all magnitudes (SPEC section 6)."""
+    """Rows whose probability mass sits in very many equal terms, or terms of all magnitudes.
+
+    docs/spec.md section 6.
+    """
     logits = ROWS[kind].to(dtype)[None]
     candidates = torch.tensor([0, 5, V // 2, V - 1])
     with backends.use_cpu_isa(name), wino_kernels.use_backend("cpu"):

@@ -1,4 +1,4 @@
-"""Unfolding a trajectory into samples, and what a batch of them holds (SPEC section 5)."""
+"""Unfolding a trajectory into samples, and what a batch of them holds (docs/spec.md section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""accept_ on the CPU (SPEC sections 4 and 6)."""
+"""accept_ on the CPU (docs/spec.md sections 4 and 6)."""
 
 from __future__ import annotations
 

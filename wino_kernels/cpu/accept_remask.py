@@ -1,4 +1,4 @@
-"""accept_remask_ on the CPU (SPEC sections 3, 3a, 6)."""
+"""accept_remask_ on the CPU (docs/spec.md sections 3, 3a, 6)."""
 
 from __future__ import annotations
 

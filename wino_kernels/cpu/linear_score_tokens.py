@@ -1,4 +1,4 @@
-"""linear_score_tokens on the CPU (SPEC section 6): product and scores in one native call, tile by tile."""
+"""linear_score_tokens on the CPU (docs/spec.md section 6): product and scores in one native call, tile by tile."""
 
 from __future__ import annotations
 

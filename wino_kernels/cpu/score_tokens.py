@@ -1,4 +1,4 @@
-"""score_tokens on the CPU (SPEC section 6)."""
+"""score_tokens on the CPU (docs/spec.md section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""shadow_attention on the CPU (SPEC sections 2, 6); float64, which is for comparisons, by the definition."""
+"""shadow_attention on the CPU (docs/spec.md sections 2, 6); float64, which is for comparisons, by the definition."""
 
 from __future__ import annotations
 

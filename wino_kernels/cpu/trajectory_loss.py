@@ -1,4 +1,4 @@
-"""trajectory_loss on the CPU (SPEC section 5): Torch's matrix product a tile of V at a time, reduced natively.
+"""trajectory_loss on the CPU (docs/spec.md section 5): Torch's matrix product a tile of V at a time, reduced natively.
 
 Only the rows that matter are multiplied, and backward only those with a gradient. float64 is left to the definition.
 """

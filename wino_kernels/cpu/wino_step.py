@@ -1,4 +1,4 @@
-"""wino_step_ on the CPU (SPEC sections 3 and 6): one native call for the rows' scores and the rule."""
+"""wino_step_ on the CPU (docs/spec.md sections 3 and 6): one native call for the rows' scores and the rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The CUDA C++ kernels: one file per operator, which turns tensors into addresses, sizes and strides (SPEC section 6).
+"""The CUDA C++ kernels: one file per operator, which turns tensors into addresses, sizes and strides.
+
+docs/spec.md section 6.
 
 ``KERNELS`` and ``DEVICES`` are there where the kernels can run; asking for them elsewhere raises ImportError with the
 reason. ``compiled`` says what the kernels compile to and needs neither a driver nor the native module.

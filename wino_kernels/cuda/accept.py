@@ -1,4 +1,4 @@
-"""accept_ in CUDA C++ (SPEC sections 4 and 6)."""
+"""accept_ in CUDA C++ (docs/spec.md sections 4 and 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""score_tokens in CUDA C++ (SPEC section 6)."""
+"""score_tokens in CUDA C++ (docs/spec.md section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""wino_step_ in CUDA C++ (SPEC sections 3 and 6): one launch for the rows' scores and the rule."""
+"""wino_step_ in CUDA C++ (docs/spec.md sections 3 and 6): one launch for the rows' scores and the rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""accept_, the definition (SPEC sections 4 and 6)."""
+"""accept_, the definition (docs/spec.md sections 4 and 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""accept_remask_, the definition (SPEC sections 3 and 3a)."""
+"""accept_remask_, the definition (docs/spec.md sections 3 and 3a)."""
 
 from __future__ import annotations
 

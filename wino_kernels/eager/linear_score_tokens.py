@@ -1,4 +1,4 @@
-"""linear_score_tokens, the definition (SPEC section 6): the LM head, then score_tokens."""
+"""linear_score_tokens, the definition (docs/spec.md section 6): the LM head, then score_tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Philox-4x32-10 (Salmon et al., SC 2011) in int64 tensor arithmetic, and the Gumbel noise of SPEC section 6."""
+"""Philox-4x32-10 (Salmon et al., SC 2011) in int64 tensor arithmetic, and Gumbel noise (docs/spec.md section 6)."""
 
 from __future__ import annotations
 

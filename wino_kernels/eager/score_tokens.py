@@ -1,4 +1,4 @@
-"""score_tokens, the definition (SPEC sections 3 and 6)."""
+"""score_tokens, the definition (docs/spec.md sections 3 and 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""shadow_attention, the definition (SPEC sections 2 and 6)."""
+"""shadow_attention, the definition (docs/spec.md sections 2 and 6)."""
 
 from __future__ import annotations
 

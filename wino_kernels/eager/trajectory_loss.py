@@ -1,4 +1,4 @@
-"""trajectory_loss, the definition (SPEC section 5): sums and counts of its three parts, and their gradient."""
+"""trajectory_loss, the definition (docs/spec.md section 5): sums and counts of its three parts, and their gradient."""
 
 from __future__ import annotations
 

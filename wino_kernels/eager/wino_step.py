@@ -1,4 +1,4 @@
-"""wino_step_, the definition (SPEC section 6): score_tokens on one row per position, then accept_remask_."""
+"""wino_step_, the definition (docs/spec.md section 6): score_tokens on one row per position, then accept_remask_."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators as Triton kernels, one file per operator: the default on a GPU (SPEC section 6).
+"""The operators as Triton kernels, one file per operator: the default on a GPU (docs/spec.md section 6).
 
 Under ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly, for tests.
 """

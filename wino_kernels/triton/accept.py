@@ -1,4 +1,4 @@
-"""accept_ as a Triton kernel (SPEC section 4): one program per sequence, its block in registers."""
+"""accept_ as a Triton kernel (docs/spec.md section 4): one program per sequence, its block in registers."""
 
 from __future__ import annotations
 

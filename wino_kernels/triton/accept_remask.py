@@ -1,4 +1,4 @@
-"""accept_remask_ as a Triton kernel (SPEC sections 3 and 3a): one program per sequence, its block in registers."""
+"""accept_remask_ as a Triton kernel (docs/spec.md sections 3 and 3a): a program per sequence, block in registers."""
 
 from __future__ import annotations
 

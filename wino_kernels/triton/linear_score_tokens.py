@@ -1,4 +1,4 @@
-"""linear_score_tokens as Triton kernels (SPEC section 6): a tile of the LM head's product, folded in registers.
+"""linear_score_tokens as Triton kernels (docs/spec.md section 6): a tile of the LM head's product, folded in registers.
 
 A program multiplies ``BLOCK_V`` rows of the weight with ``BLOCK_N`` rows of hidden and folds the tile into one record
 per row: logits never reach memory. A second launch joins the records. With at most ``BLOCK_N`` rows the weight is read

@@ -1,4 +1,4 @@
-"""Philox-4x32-10 (Salmon et al., SC 2011) and the Gumbel noise of SPEC section 6, as device functions."""
+"""Philox-4x32-10 (Salmon et al., SC 2011) and the Gumbel noise of docs/spec.md section 6, as device functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""score_tokens as Triton kernels (SPEC section 6).
+"""score_tokens as Triton kernels (docs/spec.md section 6).
 
 A program reduces one chunk of one row in registers and writes a record; a second, small launch joins the records of
 each row from left to right. One program per row would leave most of a large GPU idle for a block of K rows.

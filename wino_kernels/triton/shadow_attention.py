@@ -1,4 +1,4 @@
-"""shadow_attention in Triton (SPEC sections 2, 6): one pass over the keys, online softmax, no mask tensor.
+"""shadow_attention in Triton (docs/spec.md sections 2, 6): one pass over the keys, online softmax, no mask tensor.
 
 A program takes a tile of real queries or a tile of shadow queries, never both, so which keys it sees is decided by
 scalars: real queries stop before the shadow keys, and only the tiles of keys that hold a hidden one, or the end, are

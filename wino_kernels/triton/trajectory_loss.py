@@ -1,4 +1,4 @@
-"""trajectory_loss and its gradient as Triton kernels (SPEC section 5), the LM head fused in.
+"""trajectory_loss and its gradient as Triton kernels (docs/spec.md section 5), the LM head fused in.
 
 Rows that are neither target nor candidate are sorted out on the device; programs beyond the others' number end at once.
 Forward: a tile of logits stays in registers and leaves four numbers a row, which a second kernel joins into the

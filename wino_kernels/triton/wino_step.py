@@ -1,4 +1,4 @@
-"""wino_step_ as Triton kernels (SPEC section 6): score_tokens on one row per position, then accept_remask_.
+"""wino_step_ as Triton kernels (docs/spec.md section 6): score_tokens on one row per position, then accept_remask_.
 
 Two launches: over the chunks of the rows that the step needs, then over the sequences, each of which joins the records
 of its rows and applies the rule. Token ids and confidences never reach memory.

@@ -1,4 +1,4 @@
-// The accept / re-mask rules (SPEC sections 3, 3a, 4) for one sequence's block of K positions.
+// The accept / re-mask rules (docs/spec.md sections 3, 3a, 4) for one sequence's block of K positions.
 #pragma once
 
 #include "wino/config.h"

@@ -59,7 +59,7 @@ class Figures:
         sequences: decoded in one call.
         seconds: of each round's call, per sequence.
         steps: forward passes a sequence, mean.
-        tokens: a sequence's tokens up to and including its first end token, mean (SPEC section 3).
+        tokens: a sequence's tokens up to and including its first end token, mean (docs/spec.md section 3).
         tokens_per_forward: mean over the sequences of their tokens / forward passes.
         accepted_per_forward: generated tokens, padding included, over forward passes.
         remasked: tokens taken back a sequence; None where the mode keeps no record.

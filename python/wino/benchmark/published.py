@@ -60,7 +60,7 @@ class PublishedBlock:
         return torch.cat([real, torch.arange(self.block.start, self.block.stop, device=device)])
 
     def attention_mask(self) -> Tensor:
-        """(1, 1, L, L) bool, the table of SPEC section 2."""
+        """(1, 1, L, L) bool, the table of docs/spec.md section 2."""
         length, size, device = self.tokens.shape[1], self.block.stop - self.block.start, self.tokens.device
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).to(device)
         mask[:, :, :, self.shadow] = False

@@ -39,7 +39,7 @@ class BlockState:
 class Decoder(ABC):
     """One per decode; holds the settings as run-time tensors, every one with a row a sequence, changed in place.
 
-    ``uses_shadow`` says whether filled positions are scored in the shadow block (SPEC section 2).
+    ``uses_shadow`` says whether filled positions are scored in the shadow block (docs/spec.md section 2).
     """
 
     uses_shadow: ClassVar[bool] = False
@@ -66,7 +66,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def update(self, state: BlockState, token_ids: Tensor, confidence: Tensor) -> Tensor:
-        """Write the next tokens in place; returns the status (B,) int32 of SPEC section 6."""
+        """Write the next tokens in place; returns the status (B,) int32 of docs/spec.md section 6."""
 
 
 def per_request(value: PerRequest, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""Accept everything the model is confident of (Fast-dLLM's rule, SPEC section 4)."""
+"""Accept everything the model is confident of (Fast-dLLM's rule, docs/spec.md section 4)."""
 
 from __future__ import annotations
 

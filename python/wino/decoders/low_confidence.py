@@ -1,4 +1,4 @@
-"""LLaDA's own decoder: a fixed number of the most confident tokens a step (SPEC section 4, arXiv 2502.09992)."""
+"""LLaDA's own decoder: a fixed number of most confident tokens a step (docs/spec.md section 4, arXiv 2502.09992)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prophet: LLaDA's decoder that commits to the whole answer once it is sure (SPEC section 4, arXiv 2508.19982)."""
+"""Prophet: LLaDA's decoder that commits to the answer once it is sure (docs/spec.md section 4, arXiv 2508.19982)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WINO: wide in, narrow out (SPEC section 3, arXiv 2507.18578)."""
+"""WINO: wide in, narrow out (docs/spec.md section 3, arXiv 2507.18578)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def mmu_generate(
     mask_id: int = 126336,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """``MMadaModelLM.mmu_generate`` of the authors: low_confidence decoding (SPEC section 4) of prompts ``idx`` (B, P).
+    """``MMadaModelLM.mmu_generate`` of the authors: low_confidence (docs/spec.md section 4) of prompts ``idx`` (B, P).
 
     ``top_k`` and ``eot_token`` change nothing, as there. ``attention_mask`` is (B, P) or (B, P + max_new_tokens), 0 at
     left padding. Random draws follow ``torch.manual_seed``.
@@ -64,7 +64,7 @@ def mmu_generate_wino(
     threshold: float = 0.8,
     threshold_back: float = 0.9,
 ) -> tuple[Tensor, int]:
-    """``mmu_generate_wino`` of WINO's authors (SPEC section 3), of one or more prompts (B, P) of equal length.
+    """``mmu_generate_wino`` of WINO's authors (docs/spec.md section 3), of one or more prompts (B, P) of equal length.
 
     Returns:
         (B, P + gen_length) int64, and the forward passes that the slowest of them took.

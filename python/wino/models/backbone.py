@@ -141,7 +141,7 @@ class Backbone:
         key_padding_mask: Tensor | None = None,
         stores: Iterable[Store] | None = None,
     ) -> Tensor:
-        """One forward pass, real tokens followed by the shadow block (SPEC section 2), of which only some rows leave.
+        """One forward pass, real tokens followed by the shadow block (docs/spec.md section 2); only some rows leave.
 
         Nothing is checked and nothing is read from the device: the same shapes can be compiled and captured.
 

@@ -17,7 +17,7 @@ from ..tasks.evaluation import answer_lengths, encode_items
 from .identity import identify, weights_fingerprint
 from .records import RecordWriter, Trajectory, merge_files, write_trajectories
 
-#: Of the attempts at an item, until one is correct (SPEC section 5).
+#: Of the attempts at an item, until one is correct (docs/spec.md section 5).
 TEMPERATURES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 THRESHOLD, THRESHOLD_BACK = 0.5, 0.8
 

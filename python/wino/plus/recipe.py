@@ -1,4 +1,7 @@
-"""What a WINO+ training run does: a YAML file with a base model, a loss, an adapter and stages (SPEC section 5)."""
+"""What a WINO+ training run does: a YAML file with a base model, a loss, an adapter and stages.
+
+docs/spec.md section 5.
+"""
 
 from __future__ import annotations
 

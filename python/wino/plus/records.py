@@ -1,4 +1,4 @@
-"""Trajectory records: one JSON object a line, streamed, validated, appended safely (SPEC section 5)."""
+"""Trajectory records: one JSON object a line, streamed, validated, appended safely (docs/spec.md section 5)."""
 
 from __future__ import annotations
 

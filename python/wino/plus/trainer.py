@@ -24,7 +24,7 @@ from .unfold import CANDIDATE, TARGET, mask_answers
 
 
 class TrajectoryTrainer(Trainer):
-    """A ``Trainer`` whose loss is SPEC section 5's, with means over the global batch of an optimiser step.
+    """A ``Trainer`` whose loss is docs/spec.md section 5's, with means over the global batch of an optimiser step.
 
     Each micro-batch's ``trajectory_loss`` returns sums; they are divided by the counts of all micro-batches of all
     processes. Two of the counts depend on the model's outputs, so with accumulation they come from a forward pass

@@ -1,4 +1,4 @@
-"""Unfold trajectories into training samples, and collate those into padded batches (SPEC section 5)."""
+"""Unfold trajectories into training samples, and collate those into padded batches (docs/spec.md section 5)."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Evaluation:
     """Outcome of one decoder on one list of items, item by item.
 
     ``tokens`` counts an answer up to and including its first end token, so that padding is never counted as speed
-    (SPEC section 3). ``scores``: what the task says of all answers together, beside accuracy.
+    (docs/spec.md section 3). ``scores``: what the task says of all answers together, beside accuracy.
     """
 
     texts: list[str]
