@@ -542,7 +542,7 @@ def record(accepted: dict[int, int], remasked: dict[int, int] | None = None) -> 
 
 def test_a_token_taken_back_flashes_red_and_becomes_a_mask(session: Session) -> None:
     one, two = session.tokenizer.convert_tokens_to_ids(["1", "2"])
-    board = Board(Glyphs(session.tokenizer, Console(file=io.StringIO())), 4)
+    board = Board(Glyphs(session.tokenizer, session.ends, Console(file=io.StringIO())), 4)
     mask = board.glyphs.mask
     assert board.text(flash=False).plain == mask * 4
     board.apply(record({0: one, 2: two}))
@@ -557,7 +557,7 @@ def test_a_token_taken_back_flashes_red_and_becomes_a_mask(session: Session) -> 
 def test_streaming_draws_each_step(session: Session) -> None:
     one, two = session.tokenizer.convert_tokens_to_ids(["1", "2"])
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    with LiveDecode(console, session.tokenizer, 2) as live:
+    with LiveDecode(console, session.tokenizer, session.ends, 2) as live:
         live.put(torch.tensor([[5]]))
         live.put_step(0, None, [record({0: one})])
         live.put_step(1, None, [record({1: two}, {0: one})])
@@ -657,7 +657,7 @@ def test_half_blocks_are_the_pixels() -> None:
 
 
 def test_masks_are_as_wide_as_what_comes(session: Session) -> None:
-    board = Board(Glyphs(session.tokenizer, Console(file=io.StringIO())), 2, widths=[3, 1])
+    board = Board(Glyphs(session.tokenizer, session.ends, Console(file=io.StringIO())), 2, widths=[3, 1])
     assert board.text(flash=False).plain == board.glyphs.mask * 4
 
 

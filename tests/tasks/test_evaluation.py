@@ -23,8 +23,9 @@ RECIPE = Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)
 
 def test_answer_lengths_count_the_first_end_token_and_no_padding() -> None:
     generated = torch.tensor([[5, 6, 0, 0, 0], [0, 5, 6, 7, 0], [5, 6, 7, 8, 9], [5, 6, 7, 8, 0]])
-    assert answer_lengths(generated, 0).tolist() == [3, 1, 5, 5]
-    assert answer_lengths(generated, None).tolist() == [5] * 4
+    assert answer_lengths(generated, [0]).tolist() == [3, 1, 5, 5]
+    assert answer_lengths(generated, (7, 0)).tolist() == [3, 1, 3, 3]
+    assert answer_lengths(generated, ()).tolist() == [5] * 4
 
 
 def test_figures_of_an_evaluation() -> None:

@@ -18,6 +18,7 @@ import wino_kernels
 from ..config import GenerationConfig
 from ..generation import generate
 from ..models.backbone import Backbone, backbone_of
+from ..models.ends import end_token_ids
 from ..tasks.evaluation import answer_lengths
 from .memory import peak_extra
 from .published import PublishedBlock, decode
@@ -379,7 +380,7 @@ def _figures(
     rounds: int,
 ) -> Figures:
     steps, model = decoded.steps.double(), contender.workload.model
-    lengths = answer_lengths(decoded.tokens.cpu(), model.config.eos_token_id).double()
+    lengths = answer_lengths(decoded.tokens.cpu(), end_token_ids(model)).double()
     forwards = int(steps.sum() if isinstance(contender, PublishedLoop) else steps.max())
     return Figures(
         name=contender.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,13 +26,13 @@ _PACE = 0.08  # seconds a streamed step stays on screen at least
 
 
 class Glyphs:
-    """How token ids and masks are drawn in what ``console`` can encode."""
+    """How token ids and masks are drawn in what ``console`` can encode; all of the ``ends`` alike."""
 
-    def __init__(self, tokenizer: Any, console: Console) -> None:
+    def __init__(self, tokenizer: Any, ends: Iterable[int], console: Console) -> None:
         self.tokenizer = tokenizer
         self.unicode = "utf" in console.encoding.lower()
         self.mask, self.end = ("░", "·") if self.unicode else ("_", ".")
-        self._known: dict[int, str] = {tokenizer.eos_token_id: self.end}
+        self._known: dict[int, str] = dict.fromkeys(ends, self.end)
 
     def draw(self, token: int) -> str:
         """The text of one token, without control characters."""
@@ -125,8 +125,8 @@ def half_blocks(picture: Any, columns: int) -> Text:
 class LiveDecode(AbstractContextManager["LiveDecode"]):
     """A streamer for :func:`wino.generate` that draws one sequence on a terminal while it is decoded."""
 
-    def __init__(self, console: Console, tokenizer: Any, length: int) -> None:
-        self.board = Board(Glyphs(tokenizer, console), length)
+    def __init__(self, console: Console, tokenizer: Any, ends: Iterable[int], length: int) -> None:
+        self.board = Board(Glyphs(tokenizer, ends, console), length)
         self.live = Live(self.board.text(flash=False), console=console, auto_refresh=False)
         self.drawn = 0.0
 

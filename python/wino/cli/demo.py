@@ -23,7 +23,7 @@ from ..config import GenerationConfig
 from ..files import write_atomically
 from ..generation import generate
 from ..tasks import TASKS, Item, Task
-from ..tasks.evaluation import Evaluation, answer_lengths, encode_items
+from ..tasks.evaluation import Evaluation, encode_items, read_answers
 from ..tasks.presets import decoder_configs
 from ..tasks.statistics import paired_difference
 from ..trace import StepRecord
@@ -182,16 +182,9 @@ def _outcomes(session: Session, task: Task, items: list[Item], config: Generatio
     """Per item: whether it was solved, and how many tokens were taken back."""
     input_ids, attention_mask = encode_items(session.tokenizer, task, items)
     output = generate(session.model, input_ids, attention_mask, config, return_trace=True)
-    texts = session.tokenizer.batch_decode(_answers(session, output.sequences, input_ids), skip_special_tokens=True)
+    texts, _ = read_answers(session.tokenizer, output.sequences[:, input_ids.shape[1] :], session.ends)
     for item, text, records in zip(items, texts, output.trace or [], strict=True):
         yield task.grade(item, text), sum(len(record.remasked_positions) for record in records)
-
-
-def _answers(session: Session, sequences: Any, input_ids: Any) -> list[Any]:
-    """Each row's generated ids up to and including the first end token."""
-    generated = sequences[:, input_ids.shape[1] :].cpu()
-    lengths = answer_lengths(generated, session.tokenizer.eos_token_id)
-    return [row[:length] for row, length in zip(generated, lengths, strict=True)]
 
 
 def decode_alone(session: Session, task: Task, item: Item, config: GenerationConfig, title: str) -> Decode:
@@ -199,8 +192,8 @@ def decode_alone(session: Session, task: Task, item: Item, config: GenerationCon
     input_ids, attention_mask = encode_items(session.tokenizer, task, [item])
     decode = Decode(title)
     output = generate(session.model, input_ids, attention_mask, config, streamer=decode)
-    answer = _answers(session, output.sequences, input_ids)[0]
-    decode.text, decode.length = session.tokenizer.decode(answer, skip_special_tokens=True), len(answer)
+    generated = output.sequences[:, input_ids.shape[1] :]
+    (decode.text,), (decode.length,) = read_answers(session.tokenizer, generated, session.ends)
     decode.correct = task.grade(item, decode.text)
     return decode
 
@@ -245,7 +238,7 @@ class Stage:
     """The decodes of a problem after the same number of passes, as panels: side by side, or beside its picture."""
 
     def __init__(self, console: Console, session: Session, show: Show) -> None:
-        glyphs = Glyphs(session.tokenizer, console)
+        glyphs = Glyphs(session.tokenizer, session.ends, console)
         self.show, self.at = show, 0
         self.ticks = max(len(decode.records) for decode in show.decodes)
         length = show.task.max_new_tokens

@@ -13,7 +13,7 @@ from ..config import GenerationConfig
 from ..generation import _check_inputs, generate
 from ..models.backbone import backbone_of
 from ..tasks import TASKS
-from ..tasks.evaluation import answer_lengths, encode_prompts
+from ..tasks.evaluation import encode_prompts, read_answers
 from .errors import BadInputError
 from .session import Presets, Session, open_session, read_text
 
@@ -104,13 +104,12 @@ def _decode(
     input_ids, attention_mask = encode_prompts(session.tokenizer, prompts)
     output = generate(session.model, input_ids, attention_mask, config, streamer=streamer)
     generated = output.sequences[:, input_ids.shape[1] :].cpu()
-    lengths = answer_lengths(generated, session.tokenizer.eos_token_id).tolist()
+    texts, lengths = read_answers(session.tokenizer, generated, session.ends)
     records = []
     for i, prompt in enumerate(prompts):
-        text = session.tokenizer.decode(generated[i, : lengths[i]], skip_special_tokens=True)
         record = {
             "prompt": prompt,
-            "text": text,
+            "text": texts[i],
             "steps": int(output.steps[i]),
             "tokens": lengths[i],
             "generated_ids": generated[i].tolist(),
@@ -131,6 +130,6 @@ def _stream(session: Session, prompts: Sequence[str], configs: Sequence[Generati
     console = Console(highlight=False)
     for prompt, config in zip(prompts, configs, strict=True):
         console.print(Text(prompt, style="bold"))
-        with LiveDecode(console, session.tokenizer, config.max_new_tokens) as live:
+        with LiveDecode(console, session.tokenizer, session.ends, config.max_new_tokens) as live:
             answer = _decode(session, [prompt], config, live)[0]
         console.print(Text(f"{answer['tokens']} tokens in {answer['steps']} forward passes", style="dim"))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ class Session:
     model: Any
     tokenizer: Any
     presets: Presets
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that end an answer."""
+        from ..models.ends import end_token_ids
+
+        return end_token_ids(self.model, self.tokenizer)
 
 
 def chosen_settings(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 from ..config import GenerationConfig
 from ..generation import generate
+from ..models.ends import end_token_ids
 from ..multimodal import load, pad_left
-from ..tasks.evaluation import answer_lengths
+from ..tasks.evaluation import read_answers
 
 manifest = ModelManifest(model_id="wino_mmada", simple_class_path="wino.integrations.lmms_eval.WinoMMaDA")
 _PLACEHOLDER = re.compile(r"<image ?\d*>")  # pictures come before the text, wherever a task puts them
@@ -100,9 +101,7 @@ class WinoMMaDA(lmms):
         ids, mask = pad_left([self._prompt(request) for request in requests])
         out = generate(self._model, ids, mask, self._config(length))
         generated = out.sequences[:, ids.shape[1] :].cpu()
-        lengths = answer_lengths(generated, self.processor.eos_token_id)
-        rows = [row[:end] for row, end in zip(generated, lengths, strict=True)]
-        return self.processor.batch_decode(rows, skip_special_tokens=True)
+        return read_answers(self.processor, generated, end_token_ids(self._model, self.processor))[0]
 
     def _prompt(self, request: Any) -> list[int]:
         context, _, visuals_of, doc_id, task, split = request.args

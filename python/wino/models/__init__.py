@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .backbone import Backbone, backbone_of
+from .ends import end_token_ids
 from .llada import LLaDAConfig, LLaDAModelLM
 from .loading import load
 from .mmada import MMadaConfig, MMadaModelLM
@@ -19,6 +20,7 @@ __all__ = [
     "MMadaModelLM",
     "PatchHandle",
     "backbone_of",
+    "end_token_ids",
     "load",
     "patched",
 ]

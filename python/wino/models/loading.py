@@ -13,7 +13,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from .llada import LLaDAConfig, LLaDAModelLM
 from .mmada import MMadaConfig, MMadaModelLM
@@ -48,7 +49,10 @@ def load(
     folder = checkpoint_folder(name_or_path)
     config = _read_config(folder)
     shards = _check_tensors(folder, config)
+    generation_config = _read_generation_config(folder)
     model = _read_model(shards, config, dtype, torch.device("cpu" if device is None else device))
+    if generation_config is not None:
+        model.generation_config = generation_config
     return model, _read_tokenizer(folder)
 
 
@@ -105,6 +109,20 @@ def _read_config(folder: Path) -> LLaDAConfig:
         raise ValueError(f"{path}: {error}") from error
     config.name_or_path = str(folder)
     return config
+
+
+def _read_generation_config(folder: Path) -> GenerationConfig | None:
+    """What the checkpoint says of its use, its end tokens for one; None without the file."""
+    path = folder / GENERATION_CONFIG_NAME
+    if not path.is_file():
+        return None
+    fields = _read_json(path)
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected an object, got {type(fields).__name__}")
+    try:
+        return GenerationConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_json(path: Path) -> Any:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from ..config import GenerationConfig
 from ..generation import generate
+from ..models.ends import end_token_ids
 from ..tasks.base import Item, Task
-from ..tasks.evaluation import answer_lengths, encode_items
+from ..tasks.evaluation import encode_items, read_answers
 from .identity import identify, weights_fingerprint
 from .records import RecordWriter, Trajectory, merge_files, write_trajectories
 
@@ -135,10 +136,9 @@ def _decode(
     settings = {**config.to_dict(), "temperature": temperature, "seed": seeds}
     output = generate(model, input_ids, attention_mask, GenerationConfig(**settings))
     generated = output.sequences[:, input_ids.shape[1] :].cpu()
-    lengths = answer_lengths(generated, tokenizer.eos_token_id)
-    for row, item in enumerate(items):
+    texts, _ = read_answers(tokenizer, generated, end_token_ids(model, tokenizer))
+    for row, (item, text) in enumerate(zip(items, texts, strict=True)):
         prompt = input_ids[row][attention_mask[row].bool()].tolist()
-        text = tokenizer.decode(generated[row, : lengths[row]], skip_special_tokens=True)
         yield Trajectory(
             unique_id=item.key,
             source=task.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from ..config import GenerationConfig
 from ..generation import generate
+from ..models.ends import end_token_ids
 from .base import Item, Task
 from .statistics import wilson_interval
 
@@ -137,10 +138,21 @@ def _unencodable(tokenizer: Any, prompt: str) -> str:
     return "".join(dict.fromkeys(pieces))[:40]
 
 
-def answer_lengths(generated: torch.Tensor, eos_token_id: int | None) -> torch.Tensor:
-    """Tokens (B,) up to and including the first end token of each row of ``generated`` (B, G); G without one."""
-    is_end = generated == (-1 if eos_token_id is None else eos_token_id)
+def answer_lengths(generated: torch.Tensor, ends: Iterable[int]) -> torch.Tensor:
+    """Tokens (B,) up to and including the first of the ``ends`` in each row of ``generated`` (B, G); G without one.
+
+    ``ends``: as of :func:`wino.models.end_token_ids`.
+    """
+    is_end = torch.isin(generated, torch.tensor(list(ends), dtype=generated.dtype, device=generated.device))
     return torch.where(is_end.any(1), is_end.int().argmax(1) + 1, generated.shape[1])
+
+
+def read_answers(tokenizer: Any, generated: torch.Tensor, ends: Collection[int]) -> tuple[list[str], list[int]]:
+    """The text before the first end token of each row of ``generated`` (B, G), and :func:`answer_lengths`."""
+    lengths = answer_lengths(generated, ends).tolist()
+    rows = [row[:length] for row, length in zip(generated.tolist(), lengths, strict=True)]
+    answers = [row[:-1] if row[-1] in ends else row for row in rows]
+    return tokenizer.batch_decode(answers, skip_special_tokens=True), lengths
 
 
 def evaluate(
@@ -159,6 +171,7 @@ def evaluate(
     tokens: list[int] = []
     steps: list[int] = []
     seconds = 0.0
+    ends = end_token_ids(model, tokenizer)
     for first in range(0, len(items), batch_size):
         batch = items[first : first + batch_size]
         input_ids, attention_mask = encode_items(tokenizer, task, batch)
@@ -166,11 +179,9 @@ def evaluate(
         output = generate(model, input_ids, attention_mask, config)
         seconds += time.perf_counter() - began
         generated = output.sequences[:, input_ids.shape[1] :]
-        lengths = answer_lengths(generated, tokenizer.eos_token_id)
-        texts += tokenizer.batch_decode(
-            [row[:length] for row, length in zip(generated, lengths, strict=True)], skip_special_tokens=True
-        )
-        tokens += lengths.tolist()
+        answers, lengths = read_answers(tokenizer, generated, ends)
+        texts += answers
+        tokens += lengths
         steps += output.steps.tolist()
         if on_batch is not None:
             on_batch(len(batch))
