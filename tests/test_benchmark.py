@@ -15,7 +15,6 @@ import torch
 from typer.testing import CliRunner, Result
 
 import wino
-import wino_kernels
 from wino.benchmark import (
     PHASES,
     PUBLISHED,
@@ -37,6 +36,7 @@ from wino.benchmark import timing as timing_module
 from wino.benchmark.models import TOKENS_PER_FORWARD, Calibrated, head_scale
 from wino.benchmark.timing import outside_interval
 from wino.cli import app
+from wino.models.head import Head
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -173,7 +173,7 @@ def test_fewer_sequences_for_the_published_loop(peaked: Calibrated) -> None:
 
 
 def test_an_interrupted_measurement_leaves_nothing_behind(peaked: Calibrated) -> None:
-    operator = wino_kernels.linear_score_tokens
+    score = Head.score
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -183,7 +183,7 @@ def test_an_interrupted_measurement_leaves_nothing_behind(peaked: Calibrated) ->
         with pytest.raises(KeyboardInterrupt):
             measure(Workload(peaked.model, PROMPTS, None, CONFIG), {"exact": {}}, rounds=1, published=published)
     handle.remove()
-    assert wino_kernels.linear_score_tokens is operator
+    assert Head.score is score
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in peaked.model.modules())
 
 

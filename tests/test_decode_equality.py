@@ -180,17 +180,17 @@ def test_prophet_in_phases_of_its_own_sequence() -> None:
         assert torch.equal(alone.sequences[0, -LENGTH:], together.sequences[row, -LENGTH:])
 
 
-def test_the_gap_of_two_largest_logits_needs_no_logits_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In tiles, against sorting; ties, a vocabulary of one, a bias."""
-    monkeypatch.setattr(prophet, "_TILE", 7)
-    hidden, weight, bias = torch.randn(3, 5, 8), torch.randn(30, 8), torch.randn(30)
-    for b in (None, bias):
-        top = torch.nn.functional.linear(hidden, weight, b).sort(-1).values
-        assert torch.allclose(prophet.top_two_gap(hidden, weight, b), top[..., -1] - top[..., -2])
-    weight[21] = weight[3] = 10 * hidden[0, 0]
-    assert prophet.top_two_gap(hidden, weight, None)[0, 0] == 0
-    assert torch.equal(prophet.top_two_gap(hidden, weight[:1], None), torch.zeros(3, 5))
-    assert torch.isfinite(prophet.top_two_gap(hidden, weight[:8], None)).all()
+def test_the_gap_of_two_largest_logits() -> None:
+    """Against sorting; ties, a vocabulary of one, a token that cannot be."""
+    logits = torch.randn(3, 5, 30)
+    top = logits.sort(-1).values
+    (gaps,) = prophet.top_two_gap(logits)
+    assert torch.equal(gaps, top[..., -1] - top[..., -2])
+    logits[0, 0, 21] = logits[0, 0, 3] = 9.0
+    logits[0, 1, :28] = -torch.inf
+    (gaps,) = prophet.top_two_gap(logits)
+    assert gaps[0, 0] == 0 and gaps[0, 1] == (logits[0, 1, 28] - logits[0, 1, 29]).abs()
+    assert torch.equal(prophet.top_two_gap(logits[..., :1])[0], torch.zeros(3, 5))
 
 
 def test_confidence_threshold_equals_the_specified_loop() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ class Batch:
     with masks or ``guide`` in the prompt's place.
 
     Attributes:
+        head: the model's, of the tokens and with the guidance that ``config`` asks for.
         tokens: (B, P + G) int64, up to date after ``settle``.
         accepted_at: (B, G) int64, docs/spec.md section 5, up to date after ``settle``.
         state: the current blocks.
@@ -71,6 +73,8 @@ class Batch:
         guide: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.backbone, self.config = backbone, config
+        guidance = config.cfg_scale if config.cfg_scale > 0 else None
+        self.head = replace(backbone.head().within(config.token_range), guidance=guidance)
         batch, self.prompt_length = prompt.shape
         self.block_length, device = config.block_size, backbone.device
         self.num_real = self.prompt_length + config.max_new_tokens
@@ -253,7 +257,10 @@ class Batch:
         self.state.row_seeds.copy_(wino_kernels.row_seeds(self.seed, self.steps, positions))
 
     def hidden_rows(self, passes: Passes) -> Tensor:
-        """(B, K, H): of a block position its real row if it is masked or nothing is verified, else its shadow row."""
+        """Of a block position its real row if it is masked or nothing is verified, else its shadow row.
+
+        (B, K, H); with guidance (B, K, C, H), of both copies.
+        """
         self._embed_blocks()
         hidden = self._whole(None, passes.verify) if passes.whole else self._part(passes.verify)
         if passes.refreshed is not None:
@@ -290,7 +297,7 @@ class Batch:
         chosen: Callable[[Tensor], Tensor],
         stores: Any,
     ) -> Tensor:
-        """Rows of the block, at ``own`` among the real tokens, and with guidance what comes of the two copies.
+        """Rows of the block, at ``own`` among the real tokens, of each copy.
 
         Without ``verify`` the shadow block, if it is there, is left away.
         """
@@ -312,11 +319,7 @@ class Batch:
             key_padding_mask=None if self.padding is None else chosen(self.padding)[:, :, :keys].flatten(0, 1),
             stores=stores,
         )
-        if copies == 1:
-            return hidden
-        # The head is linear, so guiding the hidden rows guides the logits.
-        with_prompt, without = hidden.unflatten(0, (-1, copies)).float().unbind(1)
-        return (without + (self.config.cfg_scale + 1) * (with_prompt - without)).to(hidden.dtype)
+        return hidden if copies == 1 else hidden.unflatten(0, (-1, copies)).transpose(1, 2)
 
     def _copies_of(self, sequences: Tensor) -> Tensor:
         copies = self.embedded.shape[1]

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-import wino_kernels
-
 from .batch import Batch, Passes
 from .config import GenerationConfig
 from .decoders import Decoder
@@ -27,19 +25,10 @@ def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
     candidates = decoder.candidate_ids(state)
     if not passes.verify:
         candidates = torch.where(state.masked, candidates, -2)
-    weight, bias = batch.backbone.head()
-    first = 0
-    if config.token_range is not None:
-        first, behind = config.token_range
-        weight, bias = weight[first:behind], None if bias is None else bias[first:behind]
-        candidates = torch.where(candidates >= 0, candidates - first, candidates)
-    temperature, seed = (batch.temperature, state.row_seeds) if batch.samples else (0.0, 0)
-    token_ids, confidence = wino_kernels.linear_score_tokens(
-        hidden, weight, candidates, bias=bias, temperature=temperature, seed=seed
-    )
-    token_ids = torch.where(token_ids >= 0, token_ids + first, token_ids) if first else token_ids
+    noise = (batch.temperature, state.row_seeds) if batch.samples else None
+    token_ids, confidence = batch.head.score(hidden, candidates, noise)
     batch.confidence.copy_(confidence)
-    decoder.observe(state, hidden, weight, bias)
+    decoder.observe(state, batch.head, hidden)
     # Of the last step that finds a position masked: when the block ends, of the one that accepted its token.
     torch.where(state.masked, batch.steps[:, None], batch.block_accepted_at, out=batch.block_accepted_at)
     status = decoder.update(state, token_ids, confidence)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import reference_loop
 import torch
-import torch.nn.functional as F
 from llada_models import build_llada
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -49,7 +48,7 @@ def test_rows_times_head_are_the_logits(fields: dict[str, Any], start: int) -> N
     hidden = backbone.hidden_rows(**call)
     assert hidden.shape == (2, 11, 48) and hidden.dtype == torch.float32
     expected = dense_logits(model, call, reference_loop.visibility(REAL, start, BLOCK))
-    torch.testing.assert_close(F.linear(hidden, *backbone.head()), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(backbone.head().logits(hidden), expected, atol=1e-4, rtol=0)
 
 
 def test_without_shadow_and_with_padding() -> None:
@@ -64,7 +63,7 @@ def test_without_shadow_and_with_padding() -> None:
         hidden = backbone.hidden_rows(**call, key_padding_mask=mask)
         visible = torch.ones(2, REAL, dtype=torch.bool) if mask is None else mask
         torch.testing.assert_close(
-            F.linear(hidden, *backbone.head()), dense_logits(model, call, visible), atol=1e-4, rtol=0
+            backbone.head().logits(hidden), dense_logits(model, call, visible), atol=1e-4, rtol=0
         )
 
 
@@ -211,7 +210,7 @@ def test_trunks_that_are_no_single_call(change: Callable[[Any], None]) -> None:
     assert trunk is None if change in (_other_eps, _narrower_layer) else trunk is not None and trunk.norm_weight is None
     expected = dense_logits(model, call, reference_loop.visibility(REAL, 13, BLOCK))
     backbone = backbone_of(model)
-    torch.testing.assert_close(F.linear(backbone.hidden_rows(**call), *backbone.head()), expected, atol=2e-4, rtol=0)
+    torch.testing.assert_close(backbone.head().logits(backbone.hidden_rows(**call)), expected, atol=2e-4, rtol=0)
 
 
 def test_what_a_backbone_says_of_its_model() -> None:
@@ -219,8 +218,8 @@ def test_what_a_backbone_says_of_its_model() -> None:
     backbone = backbone_of(model)
     assert (backbone.mask_token_id, backbone.eos_token_id, backbone.vocab_size, backbone.max_length) == (1, 0, 64, 96)
     assert backbone.dtype == torch.bfloat16 and backbone.device == torch.device("cpu")
-    weight, bias = backbone.head()
-    assert weight is model.model.transformer.ff_out.weight and bias is None
+    head = backbone.head()
+    assert head.weight is model.model.transformer.ff_out.weight and head.bias is None
     assert backbone.hidden_rows(**layout(5)).dtype == torch.bfloat16
 
 

@@ -10,15 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-import wino_kernels
 
 from ..config import GenerationConfig
 from ..generation import generate
 from ..models.backbone import Backbone, backbone_of
 from ..models.ends import end_token_ids
+from ..models.head import Head
 from ..tasks.evaluation import answer_lengths
 from .memory import peak_extra
 from .published import PublishedBlock, decode
@@ -193,11 +191,12 @@ class Mode(Contender):
         return decoded, sum(len(step.remasked_positions) for steps in out.trace for step in steps) / self.sequences
 
     def head_seconds(self, rounds: int) -> float:
-        weight, bias = backbone_of(self.workload.model).head()
+        backbone = backbone_of(self.workload.model)
+        head, width = backbone.head(), self.workload.model.config.d_model
         calls: dict[str, Callable[[], object]] = {}
         for rows in filter(None, self._head_rows):
-            hidden = torch.randn(rows, weight.shape[1], device=weight.device).to(weight.dtype)
-            calls[str(rows)] = lambda hidden=hidden: _finished(F.linear(hidden, weight, bias))  # type: ignore[misc]
+            hidden = torch.randn(rows, width, device=backbone.device).to(backbone.dtype)
+            calls[str(rows)] = lambda hidden=hidden: _finished(head.logits(hidden))  # type: ignore[misc]
         with torch.no_grad():
             seconds = interleaved(calls, rounds)
         return sum(statistics.median(seconds[str(rows)]) * count for rows, count in self._head_rows.items() if rows)
@@ -224,11 +223,11 @@ def _laps_in_our_loop(clock: Clock) -> Iterator[list[Tensor]]:
     Nothing is hooked to the model: parts that are watched would not be fused.
     """
     scored: list[Tensor] = []
-    fused, trunk = wino_kernels.linear_score_tokens, Backbone.trunk
+    score, trunk = Head.score, Backbone.trunk
 
-    def timed(hidden: Tensor, weight: Tensor, candidate_ids: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+    def timed(self: Head, hidden: Tensor, candidate_ids: Tensor, noise: Any = None) -> tuple[Tensor, Tensor]:
         clock.lap("bookkeeping")
-        scores = fused(hidden, weight, candidate_ids, **given)
+        scores = score(self, hidden, candidate_ids, noise)
         clock.lap("scoring")
         scored.append(candidate_ids)
         return scores
@@ -239,11 +238,11 @@ def _laps_in_our_loop(clock: Clock) -> Iterator[list[Tensor]]:
         clock.lap("trunk")
         return hidden
 
-    wino_kernels.linear_score_tokens, Backbone.trunk = timed, timed_trunk  # type: ignore[method-assign]
+    Head.score, Backbone.trunk = timed, timed_trunk  # type: ignore[method-assign]
     try:
         yield scored
     finally:
-        wino_kernels.linear_score_tokens, Backbone.trunk = fused, trunk  # type: ignore[method-assign]
+        Head.score, Backbone.trunk = score, trunk  # type: ignore[method-assign]
 
 
 class Margin:

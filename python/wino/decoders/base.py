@@ -13,6 +13,7 @@ from torch import Tensor
 import wino_kernels
 
 from ..config import GenerationConfig, PerRequest
+from ..models.head import Head
 
 
 @dataclass
@@ -55,10 +56,8 @@ class Decoder(ABC):
         """(B, K) what each row is scored for: -1 draft, >= 0 verify that token, -2 nothing."""
         return torch.where(state.masked, -1, -2)
 
-    def observe(  # noqa: B027 - most decoders go by the scores alone
-        self, state: BlockState, hidden: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> None:
-        """Called before :meth:`update` with the block's rows (B, K, H), and the head's weight (V, H) and bias (V,)."""
+    def observe(self, state: BlockState, head: Head, hidden: Tensor) -> None:  # noqa: B027 - most go by scores alone
+        """Called before :meth:`update` with the block's rows, (B, K) of them in the shape that ``head`` takes."""
 
     def keep(self, rows: Tensor) -> None:
         """Only ``rows`` (int64) of the sequences go on."""

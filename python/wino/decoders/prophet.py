@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import wino_kernels
 
 from ..config import ANSWER_REGION, GenerationConfig
+from ..models.head import Head
 from .base import BlockState, Decoder
 
 # Gap of the two largest logits at which to commit, while fewer than this many hundredths of the steps are done.
 _PHASES = ((33, 7.5), (67, 5.0))
 _LAST_GAP = 2.5
-_TILE = 16384  # vocabulary entries of which logits are alive at once
 
 
 class Prophet(Decoder):
@@ -35,14 +34,14 @@ class Prophet(Decoder):
         self.masks_at_start = torch.zeros(batch, dtype=torch.int64, device=device)
         self.gap = torch.zeros(batch, dtype=torch.float32, device=device)
 
-    def observe(self, state: BlockState, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def observe(self, state: BlockState, head: Head, hidden: Tensor) -> None:
         """Keep each sequence's mean gap for :meth:`update`."""
         start = self.config.answer_start
         if start is not None:
-            gaps = top_two_gap(hidden[:, start : start + ANSWER_REGION], weight, bias)
+            (gaps,) = head.each_tile(top_two_gap, hidden[:, start : start + ANSWER_REGION])
             self.gap.copy_(gaps.mean(-1))
             return
-        gaps = top_two_gap(hidden, weight, bias)
+        (gaps,) = head.each_tile(top_two_gap, hidden)
         masks = state.masked.sum(-1).clamp(min=1)
         self.gap.copy_(torch.where(state.masked, gaps, 0.0).sum(-1) / masks)
 
@@ -74,14 +73,9 @@ class Prophet(Decoder):
         return needed
 
 
-def top_two_gap(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Largest minus second largest logit of ``hidden`` (..., H) under a head (V, H), float32; 0 for a tie, 0 if V = 1.
-
-    A tile of the vocabulary at a time, so that no (rows, V) logits exist.
-    """
-    best = torch.full((*hidden.shape[:-1], 2), -torch.inf, device=hidden.device)
-    for first in range(0, weight.shape[0], _TILE):
-        part = None if bias is None else bias[first : first + _TILE].to(hidden.dtype)
-        logits = F.linear(hidden, weight[first : first + _TILE], part).float()
-        best = torch.cat((best, logits.topk(min(2, logits.shape[-1]), dim=-1).values), dim=-1).topk(2, dim=-1).values
-    return best[..., 0] - best[..., 1] if weight.shape[0] > 1 else torch.zeros_like(best[..., 0])
+def top_two_gap(logits: Tensor) -> tuple[Tensor]:
+    """Largest minus second largest of ``logits`` (..., V), float32; 0 for a tie, 0 if V = 1."""
+    if logits.shape[-1] == 1:
+        return (torch.zeros_like(logits[..., 0], dtype=torch.float32),)
+    best = logits.topk(2, dim=-1).values.float()
+    return (best[..., 0] - best[..., 1],)

@@ -20,14 +20,13 @@ from .forward import (
     Trunk,
     Weights,
     iter_blocks,
-    lm_head,
-    logit_scale,
     plain_weight,
     rotary_table,
     trunk_forward,
     trunk_of,
     weights_of,
 )
+from .head import Head, head_of
 from .llada import LLaDAModelLM
 from .patching import is_patched, looks_like_llada
 
@@ -37,7 +36,6 @@ class _Held(NamedTuple):
 
     blocks: list[Weights | None]
     trunk: Trunk | None
-    head: tuple[Tensor, Tensor | None]
     table: Tensor | None
 
 
@@ -58,7 +56,6 @@ class Backbone:
         self.mask_token_id: int = config.mask_token_id
         self.eos_token_id: int | None = config.eos_token_id
         self.max_length: int = config.max_sequence_length
-        self._scales_logits: bool = config.scale_logits
         self._full_precision: bool = config.rope_full_precision
         self._held: _Held | None = None
 
@@ -72,7 +69,7 @@ class Backbone:
             trunk = trunk._replace(packed=pack_trunk(trunk.weights))
         wte = self._transformer.wte
         table = plain_weight(wte, nn.Embedding) if getattr(wte, "max_norm", None) is None else None
-        self._held = _Held(each, trunk, self._find_head(), table)
+        self._held = _Held(each, trunk, table)
 
     def _find_weights(self) -> tuple[list[Weights | None], Trunk | None]:
         each = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
@@ -80,8 +77,8 @@ class Backbone:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the LM head, V."""
-        return lm_head(self._model)[0].shape[0]
+        """Logits a row, V."""
+        return self.head().vocab_size
 
     @property
     def device(self) -> torch.device:
@@ -91,15 +88,9 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         return self._transformer.wte.weight.dtype
 
-    def head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (V, H) and bias (V,) or None, such that ``hidden_rows @ weight.T + bias`` are the logits."""
-        return self._find_head() if self._held is None else self._held.head
-
-    def _find_head(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = lm_head(self._model)
-        if bias is not None and self._scales_logits:
-            bias = bias * logit_scale(self._config)
-        return weight, bias
+    def head(self) -> Head:
+        """The LM head as it is at this moment: what makes tokens of :meth:`hidden_rows`."""
+        return head_of(self._model)
 
     def check_inputs(self, tokens: Tensor, position_ids: Tensor) -> None:
         """Raise ``ValueError`` for a token id without an embedding or a position beyond ``max_length``.
@@ -154,7 +145,7 @@ class Backbone:
             stores: of a pass over a :class:`KeyValueCache`; None: the keys are those of the L tokens.
 
         Returns:
-            (B, R, H) after the final norm, in the model's dtype; the factor of ``scale_logits`` is already applied.
+            (B, R, H) after the final norm, in the model's dtype: what the LM head takes.
         """
         weights, trunk = self._find_weights() if self._held is None else self._held[:2]
         about: dict[str, Any] = {
@@ -182,7 +173,7 @@ class Backbone:
             hidden = trunk_forward(*given, weights=weights)
         if trunk is None or stores is not None or trunk.norm_weight is None:
             hidden = self._transformer.ln_f(hidden)
-        return hidden * logit_scale(self._config) if self._scales_logits else hidden
+        return hidden
 
     def hidden_rows(
         self,

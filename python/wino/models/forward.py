@@ -308,14 +308,6 @@ def _positions(position_ids: Tensor | None, input_ids: Tensor) -> Tensor:
     return position_ids
 
 
-def lm_head(model: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, d_model) and bias of the LM head of ``model`` (ours or the authors'): ``ff_out``; ``wte`` if tied."""
-    transformer = model.model.transformer
-    if model.config.weight_tying:
-        return transformer.wte.weight, None
-    return transformer.ff_out.weight, transformer.ff_out.bias
-
-
 def logit_scale(config: Any) -> float:
     """What the authors' ``scale_logits`` multiplies the logits by; 1.0 without it."""
     return 1.0 / math.sqrt(config.d_model) if config.scale_logits else 1.0

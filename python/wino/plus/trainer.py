@@ -16,7 +16,8 @@ from transformers import Trainer
 
 import wino_kernels
 
-from ..models.forward import hidden_forward, lm_head, logit_scale
+from ..models.forward import hidden_forward, logit_scale
+from ..models.head import head_of
 from ..models.llada import LLaDAModelLM
 from .callbacks import COUNT_OF, PARTS
 from .recipe import Loss
@@ -40,6 +41,7 @@ class TrajectoryTrainer(Trainer):
         self._weights = torch.tensor(weights, device=self.args.device)
         self._logged = torch.zeros(2, len(PARTS), dtype=torch.float64, device=self.args.device)
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        _check_head(base)
         # On the instance, so that wrappers (PEFT, DDP, FSDP) call it and saving knows nothing of it.
         base.forward = partial(sums_and_counts, base, loss, _call_checkpointed if checkpointing else call_block)
 
@@ -99,9 +101,8 @@ def sums_and_counts(
     input_ids = torch.cat((batch["input_ids"], batch["noisy_ids"])) if noisy else batch["input_ids"]
     mask = batch["attention_mask"].repeat(2, 1) if noisy else batch["attention_mask"]
     hidden = model.model.transformer.ln_f(hidden_forward(model, input_ids, mask, run=run))
-    weight, bias = lm_head(model)
-    if bias is not None:
-        raise ValueError("trajectory_loss: an LM head with a bias is not supported")
+    transformer = model.model.transformer
+    weight = transformer.wte.weight if model.config.weight_tying else transformer.ff_out.weight
     dtype = (
         torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else weight.dtype
     )
@@ -129,6 +130,18 @@ def _llada_sum(hidden: Tensor, weight: Tensor, tokens: Tensor, masked: Tensor) -
         part = wino_kernels.trajectory_loss(row, weight, labels, chosen, none, threshold=1.0, threshold_back=0.0)
         sums.append(part.sums[0] / part.counts[0])
     return torch.stack(sums).sum()[None]
+
+
+def _check_head(model: LLaDAModelLM) -> None:
+    """Before anything wraps the model for several processes: the loss multiplies by the head's weight itself."""
+    head = head_of(model)
+    if head.weight is None:
+        raise ValueError(
+            "trajectory_loss: the LM head must be a plain nn.Linear, but something wraps, watches or replaces it; "
+            "leave it out of the adapter's target_modules and modules_to_save, and remove its hooks"
+        )
+    if head.bias is not None:
+        raise ValueError("trajectory_loss: an LM head with a bias is not supported")
 
 
 def call_block(block: nn.Module, x: Tensor, *others: Any) -> Tensor:
