@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo demo-multimodal test coverage test-transformers4 test-triton-oldest test-gpu gpu-suite lint bench quality plus plus-pictures tiny tiny-mmada build clean
+.PHONY: demo demo-multimodal test coverage test-transformers4 test-transformers test-triton-oldest test-gpu gpu-suite lint bench quality plus plus-pictures tiny tiny-mmada build clean
 
 demo: $(VENV)/installed-decode
 	$(BIN)/wino demo
@@ -15,7 +15,7 @@ demo: $(VENV)/installed-decode
 demo-multimodal: $(VENV)/installed-multimodal
 	$(BIN)/wino demo --multimodal
 
-test: $(VENV)/installed-dev test-transformers4 test-triton-oldest
+test: $(VENV)/installed-dev test-transformers4 test-transformers test-triton-oldest
 	$(PYTEST) --durations=15
 
 # Apart from the tests: tracing doubles the time of interpreted kernels.
@@ -24,6 +24,10 @@ coverage: $(VENV)/installed-dev
 
 test-transformers4: $(VENV)/installed-dev build/transformers4/installed
 	PYTHONPATH=build/transformers4 $(PYTEST) tests/models tests/test_generation.py
+
+# Each minor version of the claimed range decodes the same tokens.
+test-transformers: $(VENV)/installed-dev
+	$(PYTEST) tests/versions/transformers_range.py
 
 # Whether every kernel is right under the oldest Triton too; what only tries more numbers or sizes runs under the newest.
 WIDE := shadow_trunk or dtype2 or dtype3 or decodes_the_same or bits_do_not or exact_logits or many_small or extreme_scales or neighbours or several_chunks or random_ or follow_softmax or every_ or full_vocabulary or test_any or nan_thresholds or gradcheck or one_bad_logit or banned or draws_are or large_vocabulary or those_of_the_definition or whole_decodes or stay_together or tiles_of or does_not_see or leading3 or 2-7 or 3-7 or test_lengths or many_rows or are_independent
