@@ -164,14 +164,15 @@ def quality(figures: dict[str, Any]) -> str:
 
 
 def headline(figures: dict[str, Any]) -> str:
-    """One line a family: WINO beside one token a step."""
+    """One line a family: WINO beside a plain confidence threshold and one token a step."""
     lines = []
     for task in figures["tasks"].values():
         rows = {row["decoder"]: row for row in task["rows"]}
-        ours, default = rows["wino"], rows["low_confidence"]
+        ours, plain, default = (rows[name] for name in ("wino", "confidence_threshold", "low_confidence"))
         lines.append(
             f"- {task['title']}: WINO solves {percent(ours['accuracy'])} % in {ours['mean_steps']:.1f} forward passes, "
-            f"{ours['step_reduction']:.1f}x fewer than tokens in the answer; one token a step solves "
+            f"{ours['step_reduction']:.1f}x fewer than tokens in the answer; a plain confidence threshold solves "
+            f"{percent(plain['accuracy'])} % in {plain['mean_steps']:.1f}, one token a step "
             f"{percent(default['accuracy'])} % in {default['mean_steps']:.0f}."
         )
     return "\n".join(lines)
@@ -215,27 +216,39 @@ def replace(document: str, name: str, text: str) -> str:
     return pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", document)
 
 
-def main() -> None:
-    sections: dict[str, str] = {}
+def sections() -> dict[str, str]:
+    """Name -> text of everything that was measured."""
+    found: dict[str, str] = {}
     if runs := measured():
-        sections |= {"kernels": kernels(runs), "decode": decode(runs), "steps": steps(newest_whole(runs))}
+        found |= {"kernels": kernels(runs), "decode": decode(runs), "steps": steps(newest_whole(runs))}
     results = ROOT / "docs" / "quality.json"
     if results.exists():
         figures = json.loads(results.read_text())
-        sections |= {"quality": quality(figures), "headline": headline(figures)}
+        found |= {"quality": quality(figures), "headline": headline(figures)}
     trained = ROOT / "docs" / "wino_plus.json"
     if trained.exists():
-        sections["plus"] = plus(json.loads(trained.read_text()))
+        found["plus"] = plus(json.loads(trained.read_text()))
     seen = ROOT / "docs" / "pictures.json"
     if seen.exists():
-        sections["pictures"] = pictures(json.loads(seen.read_text()))
+        found["pictures"] = pictures(json.loads(seen.read_text()))
     if on_gpus := sorted((ROOT / "docs").glob("gpu_*.json")):
-        sections["gpu"] = "\n\n".join(gpu(json.loads(path.read_text())) for path in on_gpus)
-    for path in filter(Path.exists, DOCUMENTS):
-        document = path.read_text()
-        for name, text in sections.items():
-            document = replace(document, name, text)
-        path.write_text(document)
+        found["gpu"] = "\n\n".join(gpu(json.loads(path.read_text())) for path in on_gpus)
+    return found
+
+
+def documents() -> dict[Path, str]:
+    """Path -> the document with all its sections as measured."""
+    found = sections()
+    texts = {path: path.read_text(encoding="utf-8") for path in filter(Path.exists, DOCUMENTS)}
+    for path in texts:
+        for name, text in found.items():
+            texts[path] = replace(texts[path], name, text)
+    return texts
+
+
+def main() -> None:
+    for path, text in documents().items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
