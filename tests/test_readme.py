@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import sys
-import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,11 @@ import wino_kernels
 from wino.cli import app
 from wino.decoders import DECODERS
 from wino.tasks import get_task
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,7 +92,7 @@ def test_commands_and_their_options_exist(words: list[str]) -> None:
         command = command.commands[words.pop(0)]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("--")} <= known
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in pairwise(words):
         if option == "--task":
             assert get_task(value).name == value
         if option == "--decoder":
