@@ -33,7 +33,7 @@ from wino.cli import demo as demo_module
 from wino.cli.board import TAKEN_BACK, Board, Glyphs, LiveDecode, half_blocks
 from wino.cli.errors import describe, one_line
 from wino.cli.evaluate import select_configs
-from wino.cli.generate import config_for
+from wino.cli.generate import config_for, read_prompts
 from wino.cli.session import Session, open_session
 from wino.decoders import DECODERS
 from wino.files import write_atomically
@@ -132,6 +132,17 @@ def test_generate_prints_the_text_alone(checkpoint: Path) -> None:
     text = succeeds("generate", PROMPT, "--model", checkpoint)
     record = json.loads(succeeds("generate", PROMPT, "--model", checkpoint, "--json"))
     assert text == record["text"] + "\n"
+
+
+def test_a_prompt_is_a_line_and_a_line_ends_at_a_newline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = "one\u2028two\x85three\x0cfour\rfive"
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(f"\ufeff{odd}\r\nsecond\n".encode())
+    assert read_prompts(None, str(path)) == [odd, "second"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert read_prompts("-", None) == [odd, "second"]
+    path.write_bytes(b"one\n\xff\n")
+    assert f"{path}, line 2: expected UTF-8 text, got the byte 0xff" in fails("generate", "--file", path)
 
 
 def test_generate_json_lines(checkpoint: Path) -> None:
@@ -254,12 +265,12 @@ def test_bad_prompt_files_are_one_line(checkpoint: Path, tmp_path: Path) -> None
         "empty": "empty: expected one prompt a line, got nothing",
         "gap": "gap, line 2: expected a prompt, got an empty one",
         "late": "cannot encode 'x' in 'sum x'",
-        "latin": "latin: expected UTF-8 text, got the byte 0xe9",
+        "latin": "latin, line 1: expected UTF-8 text, got the byte 0xe9",
     }.items():
         assert told in fails("generate", "--file", tmp_path / name, "--model", checkpoint)
     assert "expected a prompt or --file, got neither" in fails("generate", "--model", checkpoint)
     assert "standard input: expected one prompt a line" in fails("generate", "-", "--model", checkpoint, stdin="")
-    assert "standard input: expected UTF-8" in fails("generate", "-", "--model", checkpoint, stdin=b"\xff\n")
+    assert "standard input, line 1: expected UTF-8" in fails("generate", "-", "--model", checkpoint, stdin=b"\xff\n")
 
 
 @pytest.mark.parametrize(
@@ -445,7 +456,7 @@ def test_eval_of_published_files(checkpoint: Path, tmp_path: Path) -> None:
         (("--task", "sum", "--decoder", "best"), "decoder: expected one of"),
         (("--task", "sum", "--data", "absent.jsonl"), "absent.jsonl: No such file or directory"),
         (("--task", "sum", "--data", "/dev/null"), "no items in it"),
-        (("--task", "sudoku", "--data", "/dev/null"), "expected the CSV columns Puzzle,Solution"),
+        (("--task", "sudoku", "--data", "/dev/null"), "no items in it"),
         (
             ("--task", "sum", "--json", "/absent/out.json"),
             "/absent/out.json: expected a file name in an existing folder",

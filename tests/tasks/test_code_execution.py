@@ -90,7 +90,7 @@ def test_humaneval_and_mbpp_need_permission_and_then_grade() -> None:
         ("mbpp", "```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b): return a"),
     ):
         task = get_task(name)
-        item = task.item(ROWS[name], 0)
+        item = task.item(ROWS[name])
         with pytest.raises(ValueError, match=f"task {name}: grading runs programs .* --allow-code-execution"):
             task.grade(item, good)
         task.allow_code_execution()
@@ -99,4 +99,4 @@ def test_humaneval_and_mbpp_need_permission_and_then_grade() -> None:
         assert not get_task(name)._allowed
     task = get_task("humaneval")
     task.allow_code_execution()
-    assert task.grade(task.item(ROWS["humaneval"], 0), "    return 2 * x\n")
+    assert task.grade(task.item(ROWS["humaneval"]), "    return 2 * x\n")

@@ -97,7 +97,7 @@ def test_pictures_of_every_form(tmp_path: Path, name: str, form: str) -> None:
         assert open_image(picture).getpixel((3, 3)) == (255, 0, 0)
     again = task.picture(item)[0]
     assert open_image(again).size == (30, 20)
-    assert item.prompt and "<image" not in item.prompt and item.key == f"{name}:0"
+    assert item.prompt and "<image" not in item.prompt and item.key.startswith(f"{name}:")
 
 
 @pytest.mark.parametrize("name", VISUAL_TASK_NAMES)

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..files import write_atomically
 from .errors import BadInputError
 from .report import progress
-from .session import check_writable, open_session, read_text, status
+from .session import check_writable, open_session, status, text_lines
 
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -195,7 +195,7 @@ def _loaded_subject(
         texts = [next(items).prompt for _ in range(max(batches))]
     else:
         config = GenerationConfig(**{"max_new_tokens": 128, **settings})
-        texts = [] if file is None else [line for line in read_text(file).splitlines() if line.strip()]
+        texts = [] if file is None else [line for _, line in text_lines(file) if line.strip()]
         if file is not None and not texts:
             raise BadInputError(f"{file}: expected one prompt a line, got nothing")
     prompts: list[tuple[str, Any, Any]] = []

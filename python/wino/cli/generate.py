@@ -15,7 +15,7 @@ from ..models.backbone import backbone_of
 from ..tasks import TASKS
 from ..tasks.evaluation import encode_prompts, read_answers
 from .errors import BadInputError
-from .session import Presets, Session, open_session, read_text
+from .session import Presets, Session, open_session, text_lines
 
 
 def read_prompts(prompt: str | None, file: str | None) -> list[str]:
@@ -25,11 +25,11 @@ def read_prompts(prompt: str | None, file: str | None) -> list[str]:
     source = file if file is not None else ("-" if prompt == "-" else None)
     if source is None:
         return [_checked(str(prompt), "prompt")]
-    name = "standard input" if source == "-" else source
-    lines = read_text(source).splitlines()
-    if not lines:
+    prompts = [_checked(line, where) for where, line in text_lines(source)]
+    if not prompts:
+        name = "standard input" if source == "-" else source
         raise BadInputError(f"{name}: expected one prompt a line, got nothing")
-    return [_checked(line, f"{name}, line {number}") for number, line in enumerate(lines, 1)]
+    return prompts
 
 
 def _checked(prompt: str, where: str) -> str:

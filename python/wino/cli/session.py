@@ -7,12 +7,13 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..files import numbered_lines, utf8
 from ..tasks import Task
 from .errors import BadInputError, one_line
 
@@ -118,16 +119,14 @@ def status(message: str) -> Iterator[None]:
         yield
 
 
-def read_text(path: str) -> str:
-    """The UTF-8 text of a file, or of standard input for "-"."""
-    from ..tasks.base import read_utf8
-
-    if path != "-":
-        return read_utf8(Path(path))
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInputError("standard input: expected UTF-8 text") from error
+def text_lines(path: str) -> Iterator[tuple[str, str]]:
+    """("name, line 3", the line) of a UTF-8 text file, or of standard input for "-"."""
+    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+        for where, line in numbered_lines(file, "standard input" if path == "-" else path):
+            try:
+                yield where, utf8(line)
+            except ValueError as error:
+                raise BadInputError(f"{where}: {error}") from error
 
 
 def require(extra: str, *modules: str) -> None:

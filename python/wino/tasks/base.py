@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from .rows import content_key, read_rows
 
 SPLITS = ("train", "validation", "heldout")
 _BUCKETS = 16
@@ -18,13 +20,25 @@ _BUCKETS = 16
 
 @dataclass(frozen=True)
 class Item:
-    """One problem: ``key`` identifies it, ``prompt`` is what the user asks, ``answer`` a correct reply ("" if none is
-    known), ``metadata`` what else its grader reads."""
+    """One problem.
+
+    Attributes:
+        key: identifies it by what it is.
+        prompt: what the user asks.
+        answer: a correct reply, "" if none is known.
+        metadata: what else its grader reads.
+        where: file and line of one that was read.
+    """
 
     key: str
     prompt: str
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+    where: str = field(default="", compare=False)
+
+
+class InvalidRowError(ValueError):
+    """A row that cannot be used; the message begins with its file and line."""
 
 
 class Task(ABC):
@@ -36,6 +50,8 @@ class Task(ABC):
         presets: decoder -> settings, where the model's own presets have none.
         has_pictures: whether prompts come with pictures, which only a MMaDA can see.
         fit: how they become square, as of :func:`wino.multimodal.to_pixels`.
+        columns: that every row of a file of items has; aliases: other names under which data sets have them.
+        suffix: what a file counts as whose name does not say it.
     """
 
     name: str
@@ -44,6 +60,9 @@ class Task(ABC):
     presets: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - replaced by instances, never changed
     has_pictures: ClassVar[bool] = False
     fit: ClassVar[Literal["crop", "squash"]] = "crop"
+    columns: ClassVar[tuple[str, ...]] = ()
+    aliases: ClassVar[dict[str, str]] = {}
+    suffix: ClassVar[str] = ""
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Item:
@@ -66,8 +85,35 @@ class Task(ABC):
         raise TypeError(f"task {self.name} has no pictures")
 
     @abstractmethod
-    def load(self, path: Path) -> list[Item]:
-        """Read a published test file. Raises ``ValueError`` naming the file, the line and what was expected."""
+    def item(self, row: dict[str, Any]) -> Item:
+        """The item of a row of a file, with ``key`` "" where its content is to say it.
+
+        Raises:
+            ValueError: saying what is wrong with the row.
+        """
+
+    def load(self, path: Path, on_invalid: Callable[[str], None] | None = None) -> list[Item]:
+        """All items of a published file (:func:`wino.tasks.rows.read_rows`).
+
+        Args:
+            on_invalid: told of every row that cannot be used, which is then left out.
+
+        Raises:
+            InvalidRowError: without ``on_invalid``, a row that cannot be used; names file, line and what was expected.
+            ValueError: the file as a whole cannot be read.
+        """
+        return list(self.read(path, on_invalid))
+
+    def read(self, path: Path, on_invalid: Callable[[str], None] | None = None) -> Iterator[Item]:
+        """:meth:`load`, row by row."""
+        for where, row_of in read_rows(path, self.columns, self.aliases, self.suffix):
+            try:
+                yield replace(self._item_of(row_of()), where=where)
+            except ValueError as error:
+                fault = f"{where}: {error}"
+                if on_invalid is None:
+                    raise InvalidRowError(fault) from error
+                on_invalid(fault)
 
     def items(self, split: str, seed: int = 0) -> Iterator[Item]:
         """Distinct problems of one split, endlessly; the same seed gives the same sequence."""
@@ -82,13 +128,13 @@ class Task(ABC):
                     seen.add(item.key)
                 yield item
 
-
-def read_utf8(path: Path) -> str:
-    """The text of a published file, with or without a byte order mark. Raises ``ValueError`` if it is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x}") from error
+    def _item_of(self, row: dict[str, Any]) -> Item:
+        try:
+            item = self.item(row)
+            f"{item.prompt}{item.answer}".encode()  # JSON can spell half a character
+            return replace(item, key=item.key or content_key(self.name, row, item))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise ValueError(f"not an item of {self.name} ({error})") from error
 
 
 @cache

@@ -6,12 +6,11 @@ A question reads ``countdown 030,093,100:023`` (numbers ascending, then the targ
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from pathlib import Path
+from typing import Any, ClassVar
 
-from .base import Item, Task, read_utf8
+from .base import Item, Task
 
 _STEP = re.compile(r"([0-9]{1,4})([+-])([0-9]{1,4})=([0-9]{1,4})")
 
@@ -20,6 +19,8 @@ class Countdown(Task):
     name = "countdown"
     title = "Countdown, three numbers, plus and minus"
     max_new_tokens = 24
+    columns: ClassVar[tuple[str, ...]] = ("input", "output")
+    suffix = ".jsonl"
 
     def draw(self, rng: random.Random) -> Item:
         while True:
@@ -46,25 +47,15 @@ class Countdown(Task):
         second.remove(middle)
         return sorted(first + second) == [int(n) for n in wanted.split(",")] and int(steps[1][4]) == int(target)
 
-    def load(self, path: Path) -> list[Item]:
-        """JSON lines such as ``{"input": "30,100,93", "output": "23"}``; items beyond plus and minus have no answer."""
-        items = []
-        for number, line in enumerate(read_utf8(path).splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                numbers, target = sorted(int(n) for n in row["input"].split(",")), int(str(row["output"]))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(
-                    f'{path}, line {number}: expected {{"input": "30,100,93", "output": "23"}}, got {line[:80]}'
-                ) from error
-            if len(numbers) != 3 or not all(0 <= n <= 999 for n in (*numbers, target)):
-                raise ValueError(
-                    f"{path}, line {number}: expected three numbers and a target from 0 to 999, got {line[:80]}"
-                )
-            items.append(_item(numbers, target))
-        return items
+    def item(self, row: dict[str, Any]) -> Item:
+        """Of a row such as ``{"input": "30,100,93", "output": "23"}``; one beyond plus and minus has no answer."""
+        try:
+            numbers, target = sorted(int(n) for n in row["input"].split(",")), int(str(row["output"]))
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(f'expected {{"input": "30,100,93", "output": "23"}}, got {str(row)[:80]}') from None
+        if len(numbers) != 3 or not all(0 <= n <= 999 for n in (*numbers, target)):
+            raise ValueError(f"expected three numbers and a target from 0 to 999, got {str(row)[:80]}")
+        return _item(numbers, target)
 
 
 def solutions(numbers: list[int]) -> dict[int, str]:

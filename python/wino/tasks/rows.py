@@ -3,84 +3,148 @@
 from __future__ import annotations
 
 import csv
-import io
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .base import read_utf8
+from ..files import LONGEST_LINE, numbered_lines, utf8
+
+if TYPE_CHECKING:
+    from .base import Item
 
 _HUB = "hf:"
+_PARQUET_ROWS = 64  # held at a time: each may have pictures
+#: Columns in which published data sets name their items.
+_OWN_IDS = ("task_id", "unique_id", "question_id", "id", "pid")
+_SHOWN_ID = 80  # characters of it; the hash tells apart what is longer
+
+Row = dict[str, Any]
+Read = Callable[[], Row]
 
 
 def read_rows(
-    path: Path, needed: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({})
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, row) of a file, whose rows all have the columns ``needed``.
+    path: Path, needed: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({}), otherwise: str = ""
+) -> Iterator[tuple[str, Read]]:
+    """(where it stands, what reads it) of each row of a file, so that one bad row does not hide those behind it.
+
+    What reads a row raises ``ValueError`` saying what is wrong with it: that it cannot be read (not UTF-8 or JSON, a
+    cell too many), lacks one of the columns ``needed``, or has null or an empty text there.
 
     Args:
         path: ``*.jsonl``, ``*.csv`` or ``*.parquet``; or ``hf:owner/name/split`` or ``hf:owner/name/config/split``.
         aliases: other names of columns -> the names they get.
+        otherwise: the suffix that a file without one of these counts as; "": it is refused.
 
     Raises:
-        ValueError: another kind of file, or a row that cannot be read or lacks a column; names file and row.
+        ValueError: another kind of file, or one that cannot be read as a whole.
     """
-    for where, found_row in _rows(path):
-        row = {aliases.get(name, name): value for name, value in found_row.items()}
-        missing = [name for name in needed if name not in row or row[name] is None]
-        if missing:
-            found = ", ".join(map(str, row)) or "none"
-            raise ValueError(f"{where}: expected the columns {', '.join(needed)}, got {found}")
-        yield where, row
+    for where, read in _rows(path, otherwise):
+        yield where, partial(_checked, read, needed, aliases)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _checked(read: Read, needed: Sequence[str], aliases: Mapping[str, str]) -> Row:
+    row = {aliases.get(name, name): value for name, value in read().items()}
+    missing = [name for name in needed if name not in row]
+    if missing:
+        found = ", ".join(map(str, row)) or "none"
+        raise ValueError(f"expected the columns {', '.join(needed)}, got {found}")
+    for name in needed:
+        if row[name] is None:
+            raise ValueError(f"column {name}: expected a value, got null")
+        if isinstance(row[name], str) and not row[name].strip():
+            raise ValueError(f"column {name}: expected a value, got an empty text")
+    return row
+
+
+def _rows(path: Path, otherwise: str) -> Iterator[tuple[str, Read]]:
     if str(path).startswith(_HUB):
         return _of_hub(str(path).removeprefix(_HUB))
     readers = {".jsonl": _of_json_lines, ".json": _of_json_lines, ".csv": _of_csv, ".parquet": _of_parquet}
-    reader = readers.get(path.suffix.lower())
+    reader = readers.get(path.suffix.lower()) or readers.get(otherwise)
     if reader is None:
         raise ValueError(f"{path}: expected a .jsonl, .csv or .parquet file or hf:owner/name/split")
     return reader(path)
 
 
-def _of_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_utf8(path).splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON, got {line[:80]}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected an object, got {line[:80]}")
-            yield f"{path}, line {number}", row
+def _of_json_lines(path: Path) -> Iterator[tuple[str, Read]]:
+    with open(path, "rb") as file:
+        for where, line in numbered_lines(file, path):
+            if line.strip():
+                yield where, partial(_json_row, line)
 
 
-def _of_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""))
+def _json_row(line: bytes) -> Row:
+    text = utf8(line)
     try:
-        for row in reader:
-            yield f"{path}, line {reader.line_num}", {name: value for name, value in row.items() if name is not None}
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON, got {text[:80]}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, got {text[:80]}")
+    return row
 
 
-def _of_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _of_csv(path: Path) -> Iterator[tuple[str, Read]]:
+    # The module's own limit of 128 KiB a cell is less than a picture in base64 has; it can only be set for all.
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header: list[str] | None = None
+        while True:
+            where = f"{path}, line {reader.line_num + 1}"
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if header is None:
+                    raise ValueError(f"{where}: not CSV ({error})") from error
+                yield where, partial(_not_csv, str(error))
+                continue
+            if header is None:
+                header = cells
+            elif cells:
+                yield where, partial(_csv_row, header, cells)
+
+
+def _not_csv(reason: str) -> Row:
+    raise ValueError(f"not CSV ({reason})")
+
+
+def _csv_row(header: list[str], cells: list[str]) -> Row:
+    for cell in cells:
+        utf8(cell.encode("utf-8", "surrogateescape"))
+    if len(cells) > len(header):
+        raise ValueError(f"expected {len(header)} cells, as many as the columns of the first line, got {len(cells)}")
+    return dict(zip(header, cells + [None] * (len(header) - len(cells)), strict=True))
+
+
+def _of_parquet(path: Path) -> Iterator[tuple[str, Read]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ValueError(f"{path}: Parquet needs pip install 'wino-kernels[eval]'") from error
+    number = 0
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                for place in range(batch.num_rows):
+                    number += 1
+                    yield f"{path}, row {number}", partial(_parquet_row, batch, place)
     except ArrowException as error:
         raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}, row {number}", row
 
 
-def _of_hub(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_row(batch: Any, place: int) -> Row:
+    (row,) = batch.slice(place, 1).to_pylist()
+    return dict(row)
+
+
+def _of_hub(name: str) -> Iterator[tuple[str, Read]]:
     parts = name.split("/")
     if len(parts) not in (3, 4):
         raise ValueError(f"hf:{name}: expected hf:owner/name/split or hf:owner/name/config/split")
@@ -93,5 +157,33 @@ def _of_hub(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     except Exception as error:  # the hub client raises its own, HTTP and OS errors alike
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"hf:{name}: the hub did not deliver it ({reason})") from error
-    for number, row in enumerate(found, 1):
-        yield f"hf:{name}, row {number}", dict(row)
+    for number in range(len(found)):
+        yield f"hf:{name}, row {number + 1}", partial(_hub_row, found, number)
+
+
+def _hub_row(found: Any, number: int) -> Row:
+    try:
+        return dict(found[number])
+    except Exception as error:  # its decoders of pictures raise what they like
+        raise ValueError(f"cannot be read ({error})") from error
+
+
+def content_key(task: str, row: Row, item: Item) -> str:
+    """What identifies the item of a row: ``task:its own id:hash``, or without an id ``task:hash``.
+
+    The hash is of prompt, answer and all that the grader reads, pictures by their content: the same item has the same
+    key in whatever row of whatever file it stands, and one that was edited is another item.
+    """
+    content = json.dumps([item.prompt, item.answer, item.metadata], sort_keys=True, default=_content)
+    own = next((str(row[name]) for name in _OWN_IDS if isinstance(row.get(name), str | int) and row[name] != ""), None)
+    parts = [task, *([] if own is None else [own[:_SHOWN_ID]]), hashlib.sha256(content.encode()).hexdigest()[:16]]
+    return ":".join(parts)
+
+
+def _content(value: Any) -> str:
+    """A hash of a picture (a file, bytes, a Pillow image), wherever it lies; the text of anything else."""
+    if isinstance(value, Path):
+        value = value.read_bytes()
+    elif hasattr(value, "getbands"):
+        value = f"{value.mode} {value.size} ".encode() + value.tobytes()
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)

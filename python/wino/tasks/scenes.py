@@ -10,7 +10,7 @@ import itertools
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,7 +188,10 @@ class PictureTask(Task):
     def split_key(self, item: Item) -> str:
         return scene_key(scene_of(item))
 
-    def load(self, path: Path) -> list[Item]:
+    def item(self, row: dict[str, Any]) -> Item:
+        raise ValueError(f"task {self.name} has generated pictures only")
+
+    def read(self, path: Path, on_invalid: Callable[[str], None] | None = None) -> Iterator[Item]:
         raise ValueError(f"{path}: task {self.name} has generated pictures only")
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import random
 from functools import cache
-from pathlib import Path
+from typing import Any, ClassVar
 
-from .base import Item, Task, read_utf8
+from .base import Item, Task
 
 _BLANKS = range(8, 13)
 _UNITS = tuple(
@@ -35,6 +33,8 @@ class Sudoku(Task):
     name = "sudoku"
     title = "4x4 Sudoku, 8 to 12 empty cells"
     max_new_tokens = 20
+    columns: ClassVar[tuple[str, ...]] = ("Puzzle", "Solution")
+    suffix = ".csv"
 
     def __init__(self, blanks: range = _BLANKS) -> None:
         self.blanks = blanks
@@ -47,22 +47,17 @@ class Sudoku(Task):
     def grade(self, item: Item, text: str) -> bool:
         return solves(text.strip(), item.key.partition(":")[2])
 
-    def load(self, path: Path) -> list[Item]:
-        """CSV with the columns ``Puzzle,Solution``."""
-        reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""))
-        try:
-            if not {"Puzzle", "Solution"} <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path}: expected the CSV columns Puzzle,Solution, got {reader.fieldnames}")
-            rows = [(reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
-        items = []
-        for number, row in rows:
-            puzzle, solution = (str(row[name]).zfill(16) for name in ("Puzzle", "Solution"))
-            if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not solves(solution, puzzle):
-                raise ValueError(f"{path}, line {number}: expected a 16-digit puzzle and its solution, got {row}")
-            items.append(_item(puzzle, solution))
-        return items
+    def item(self, row: dict[str, Any]) -> Item:
+        """Of a row with the columns ``Puzzle`` and ``Solution``."""
+        return _item(*puzzle_of(row))
+
+
+def puzzle_of(row: dict[str, Any]) -> tuple[str, str]:
+    """Puzzle and solution of a row. Raises ``ValueError`` if they are not sixteen digits each, or not of each other."""
+    puzzle, solution = (str(row[name]).zfill(16) for name in ("Puzzle", "Solution"))
+    if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not solves(solution, puzzle):
+        raise ValueError(f"expected a 16-digit puzzle and its solution, got {puzzle[:80]} and {solution[:80]}")
+    return puzzle, solution
 
 
 def solves(grid: str, puzzle: str) -> bool:

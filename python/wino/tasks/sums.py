@@ -7,12 +7,11 @@ No running total is negative.
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from pathlib import Path
+from typing import Any, ClassVar
 
-from .base import Item, Task, read_utf8
+from .base import Item, Task
 
 TERMS = 5
 _SUM = re.compile(rf"[0-9]{{2}}([+-][0-9]{{2}}){{{TERMS - 1}}}")
@@ -22,6 +21,8 @@ class Sums(Task):
     name = "sum"
     title = f"Sums of {TERMS} numbers, worked line by line"
     max_new_tokens = 11 * (TERMS - 1)
+    columns: ClassVar[tuple[str, ...]] = ("input",)
+    suffix = ".jsonl"
 
     def draw(self, rng: random.Random) -> Item:
         total = rng.randrange(100)
@@ -36,19 +37,9 @@ class Sums(Task):
     def grade(self, item: Item, text: str) -> bool:
         return text.strip() == item.answer
 
-    def load(self, path: Path) -> list[Item]:
-        """JSON lines such as ``{"input": "34+08-15+27-01"}``."""
-        items = []
-        for number, line in enumerate(read_utf8(path).splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                items.append(_item(json.loads(line)["input"]))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ValueError(
-                    f'{path}, line {number}: expected {{"input": "34+08-15+27-01"}}, got {line[:80]}'
-                ) from error
-        return items
+    def item(self, row: dict[str, Any]) -> Item:
+        """Of a row such as ``{"input": "34+08-15+27-01"}``."""
+        return _item(row["input"])
 
 
 def worked(text: str) -> str:

@@ -10,13 +10,11 @@ import json
 import random
 import re
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any, ClassVar
 
 from . import answers
 from .base import Item, Task
-from .rows import read_rows
-from .sudoku import solves
+from .sudoku import puzzle_of, solves
 
 _BOXED = "Solve it step by step. Wrap the final answer in a \\boxed{}."
 
@@ -25,13 +23,10 @@ class TextTask(Task):
     """A task whose items are only read from files.
 
     Attributes:
-        columns: that every row of a file has; aliases: other names under which data sets have them.
         runs_code: whether grading executes the answer, which has to be allowed.
     """
 
     max_new_tokens = 256
-    columns: ClassVar[tuple[str, ...]]
-    aliases: ClassVar[dict[str, str]] = {}
     runs_code: ClassVar[bool] = False
     threshold: ClassVar[float]
 
@@ -47,32 +42,19 @@ class TextTask(Task):
     def draw(self, rng: random.Random) -> Item:
         raise ValueError(f"task {self.name}: its items are not generated, name a file with --data")
 
-    def load(self, path: Path) -> list[Item]:
-        items = []
-        for number, (where, row) in enumerate(read_rows(path, self.columns, self.aliases)):
-            try:
-                items.append(self.item(row, number))
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                raise ValueError(f"{where}: not an item of {self.name} ({error})") from error
-        return items
-
-    @abstractmethod
-    def item(self, row: dict[str, Any], number: int) -> Item:
-        """The item of a row. Raises ``ValueError`` saying what is wrong with it."""
-
-    def _item(self, number: int, prompt: str, answer: str, **metadata: Any) -> Item:
-        return Item(f"{self.name}:{number}", prompt, answer, metadata)
+    def _item(self, prompt: str, answer: str, /, **metadata: Any) -> Item:
+        return Item("", prompt, answer, metadata)
 
 
 class Gsm8k(TextTask):
     name, title, threshold = "gsm8k", "GSM8K, grade-school mathematics", 0.6
     columns = ("question", "answer")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         _, mark, result = str(row["answer"]).rpartition("####")
         if not mark or answers.number(result) is None:
             raise ValueError(f"answer: expected a solution that ends in '#### number', got {row['answer'][-40:]!r}")
-        return self._item(number, f"{row['question']}\n{_BOXED}", result.strip())
+        return self._item(f"{row['question']}\n{_BOXED}", result.strip())
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.final_number(text)
@@ -83,8 +65,8 @@ class Math500(TextTask):
     name, title, threshold = "math500", "MATH-500, competition mathematics", 0.7
     columns = ("problem", "answer")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
-        return self._item(number, f"{row['problem']}\n{_BOXED}", str(row["answer"]))
+    def item(self, row: dict[str, Any]) -> Item:
+        return self._item(f"{row['problem']}\n{_BOXED}", str(row["answer"]))
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.boxed(text)
@@ -96,7 +78,7 @@ class CountdownText(TextTask):
     columns = ("input", "output")
     aliases: ClassVar[dict[str, str]] = {"nums": "input", "target": "output"}
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         numbers = [int(n) for n in str(row["input"]).strip("[]").split(",")]
         prompt = (
             f"Using only the numbers {numbers}, create an arithmetic expression that evaluates to exactly "
@@ -104,7 +86,7 @@ class CountdownText(TextTask):
             "exactly once. Think step by step, then give only the final expression inside \\boxed{}, without an "
             "equals sign or the target number. For example: \\boxed{a + b * c}"
         )
-        return self._item(number, prompt, "", numbers=numbers, target=int(row["output"]))
+        return self._item(prompt, "", numbers=numbers, target=int(row["output"]))
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.boxed(text) or answers.tagged(text) or ""
@@ -115,17 +97,15 @@ class SudokuText(TextTask):
     name, title, threshold = "sudoku-text", "4x4 Sudoku in words", 0.7
     columns = ("Puzzle", "Solution")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
-        puzzle, solution = (str(row[name]).zfill(16) for name in self.columns)
-        if len(puzzle) != 16 or not set(puzzle) <= set("01234") or not solves(solution, puzzle):
-            raise ValueError(f"expected a 16-digit puzzle and its solution, got {puzzle} and {solution}")
+    def item(self, row: dict[str, Any]) -> Item:
+        puzzle, solution = puzzle_of(row)
         prompt = (
             "Solve this 4x4 Sudoku puzzle. It is given as a 16-character string, row by row, where '0' is an empty "
             "cell. Fill every empty cell with a digit from 1 to 4, so that each row, each column and each 2x2 box "
             f"holds 1 to 4 once.\n\nPuzzle: {puzzle}\n\nGive the complete solution as 16 digits without spaces between "
             "<answer> and </answer>."
         )
-        return self._item(number, prompt, solution, puzzle=puzzle)
+        return self._item(prompt, solution, puzzle=puzzle)
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.tagged(text)
@@ -138,7 +118,7 @@ class Arc(TextTask):
     threshold = 0.5
     columns = ("question", "choices", "answerKey")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         choices = row["choices"]
         if isinstance(choices, str):  # as CSV files hold it
             choices = json.loads(choices)
@@ -149,7 +129,7 @@ class Arc(TextTask):
         prompt = (
             f"{row['question']}\n{options}\nThink briefly, then answer with the letter of the option in \\boxed{{}}."
         )
-        return self._item(number, prompt, answer, labels=labels)
+        return self._item(prompt, answer, labels=labels)
 
     def grade(self, item: Item, text: str) -> bool:
         return answers.letter(text, item.metadata["labels"]) == item.answer
@@ -195,7 +175,7 @@ class HumanEval(CodeTask):
     name, title, threshold = "humaneval", "HumanEval, Python functions", 0.7
     columns = ("task_id", "prompt", "test", "entry_point")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         for name in self.columns:
             if not isinstance(row[name], str):
                 raise ValueError(f"{name}: expected text, got {row[name]!r}")
@@ -203,7 +183,7 @@ class HumanEval(CodeTask):
             raise ValueError(f"entry_point: expected a function's name, got {row['entry_point']!r}")
         prompt = f"Complete this Python function. Answer with the whole function in a code block.\n\n{row['prompt']}"
         own = {name: row[name] for name in ("prompt", "test", "entry_point")}
-        return Item(f"{self.name}:{row['task_id']}", prompt, str(row.get("canonical_solution") or ""), own)
+        return self._item(prompt, str(row.get("canonical_solution") or ""), **own)
 
     def program(self, item: Item, code: str) -> str:
         head, name = item.metadata["prompt"], item.metadata["entry_point"]
@@ -216,7 +196,7 @@ class Mbpp(CodeTask):
     name, title, threshold = "mbpp", "MBPP, short Python programs", 0.8
     columns = ("test_list",)
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         question, tests = row.get("text") or row.get("prompt"), row["test_list"]
         if isinstance(tests, str):
             tests = json.loads(tests)
@@ -227,7 +207,7 @@ class Mbpp(CodeTask):
         prompt = (
             f"{question}\nYour code should pass these tests:\n\n" + "\n".join(tests) + "\n\nAnswer with a code block."
         )
-        return self._item(number, prompt, str(row.get("code") or ""), tests=list(tests), setup=setup)
+        return self._item(prompt, str(row.get("code") or ""), tests=list(tests), setup=setup)
 
     def program(self, item: Item, code: str) -> str:
         return "\n".join([item.metadata["setup"], code, *item.metadata["tests"]]) + "\n"

@@ -11,7 +11,8 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -35,13 +36,13 @@ class VisualTask(TextTask):
     aliases: ClassVar[dict[str, str]] = {"decoded_image": "image"}
     _folder = Path()
 
-    def load(self, path: Path) -> list[Item]:
+    def read(self, path: Path, on_invalid: Callable[[str], None] | None = None) -> Iterator[Item]:
         self._folder = path.parent
-        return super().load(path)
+        return super().read(path, on_invalid)
 
     def picture(self, item: Item) -> list[Any]:
         """What :func:`wino.multimodal.open_image` opens, one for each picture of the item."""
-        return [_file(p, item.key) if isinstance(p, bytes) else p for p in item.metadata["pictures"]]
+        return [_file(p, item.where or item.key) if isinstance(p, bytes) else p for p in item.metadata["pictures"]]
 
     def _pictures(self, *found: Any) -> dict[str, Any]:
         return {"pictures": [self._source(value) for value in found]}
@@ -73,12 +74,12 @@ class Flickr30k(VisualTask):
         super().__init__()
         self.presets = {decoder: {**settings, "block_length": 64} for decoder, settings in self.presets.items()}
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         references = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
         if not references or not all(isinstance(text, str) and text.strip() for text in references):
             raise ValueError(f"caption: expected one or more texts, got {row['caption']!r}")
         prompt = "Provide a one-sentence caption for the provided image."
-        return self._item(number, prompt, references[0], references=references, **self._pictures(row["image"]))
+        return self._item(prompt, references[0], references=references, **self._pictures(row["image"]))
 
     def grade(self, item: Item, text: str) -> bool:
         """Whether it is one of the references, letter case and stops aside; CIDEr is the figure to read."""
@@ -92,14 +93,14 @@ class Flickr30k(VisualTask):
 class _Choice(VisualTask):
     """Options under letters."""
 
-    def _choose(self, number: int, question: str, options: Sequence[str], answer: str, pictures: Sequence[Any]) -> Item:
+    def _choose(self, question: str, options: Sequence[str], answer: str, pictures: Sequence[Any]) -> Item:
         labels = list(_LETTERS[: len(options)])
         if answer not in labels:
             raise ValueError(f"answer: expected one of {', '.join(labels) or 'some options'}, got {answer!r}")
         listed = "\n".join(f"{label}. {option}" for label, option in zip(labels, options, strict=True))
         texts = [str(option) for option in options]
         prompt = f"{question}\n{listed}\n{_CHOOSE}"
-        return self._item(number, prompt, answer, labels=labels, options=texts, **self._pictures(*pictures))
+        return self._item(prompt, answer, labels=labels, options=texts, **self._pictures(*pictures))
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.letter(text, item.metadata["labels"])
@@ -114,31 +115,31 @@ class Ai2d(_Choice):
     name, title = "ai2d", "AI2D, questions about diagrams"
     columns = ("image", "question", "options", "answer")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         options, answer = _listed(row["options"]), str(row["answer"])
         letter = _LETTERS[int(answer)] if answer.isdecimal() and int(answer) < len(options) else answer
-        return self._choose(number, str(row["question"]), options, letter, [row["image"]])
+        return self._choose(str(row["question"]), options, letter, [row["image"]])
 
 
 class ScienceQa(_Choice):
     name, title = "scienceqa-img", "ScienceQA, questions with a picture"
     columns = ("image", "question", "choices", "answer")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         options = _listed(row["choices"])
         if not 0 <= int(row["answer"]) < len(options):
             raise ValueError(f"answer: expected the number of one of {len(options)} choices, got {row['answer']!r}")
         hint = str(row.get("hint") or "").strip()
         question = f"{hint}\n{row['question']}" if hint else str(row["question"])
-        return self._choose(number, question, options, _LETTERS[int(row["answer"])], [row["image"]])
+        return self._choose(question, options, _LETTERS[int(row["answer"])], [row["image"]])
 
 
 class _ChoiceOrAnswer(_Choice):
     """Options under letters, or a free answer."""
 
-    def _ask(self, number: int, question: str, answer: str, pictures: Sequence[Any], **metadata: Any) -> Item:
+    def _ask(self, question: str, answer: str, pictures: Sequence[Any], **metadata: Any) -> Item:
         prompt = f"{question}\n{_REASON}"
-        return self._item(number, prompt, answer, labels=[], **metadata, **self._pictures(*pictures))
+        return self._item(prompt, answer, labels=[], **metadata, **self._pictures(*pictures))
 
     def grade(self, item: Item, text: str) -> bool:
         if item.metadata["labels"]:
@@ -151,46 +152,46 @@ class MathVision(_ChoiceOrAnswer):
     name, title = "math-vision", "MATH-Vision, competition mathematics with figures"
     columns = ("image", "question", "options", "answer")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         question, options = _MARK.sub("", str(row["question"])).strip(), _listed(row["options"])
         answer = str(row["answer"])
         if options and options != list(_LETTERS[: len(options)]):
-            return self._choose(number, question, options, answer, [row["image"]])
+            return self._choose(question, options, answer, [row["image"]])
         if options:  # they stand in the figure
-            item = self._choose(number, question, options, answer, [row["image"]])
-            return Item(item.key, f"{question}\n{_CHOOSE}", answer, item.metadata)
-        return self._ask(number, question, answer, [row["image"]])
+            item = self._choose(question, options, answer, [row["image"]])
+            return replace(item, prompt=f"{question}\n{_CHOOSE}")
+        return self._ask(question, answer, [row["image"]])
 
 
 class MathVista(_ChoiceOrAnswer):
     name, title = "mathvista-mini", "MathVista testmini, mathematics in pictures"
     columns = ("image", "question", "answer", "question_type")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         question, answer = str(row["question"]), str(row["answer"])
         if row["question_type"] == "multi_choice":
             options = _listed(row["choices"])
             letter = _LETTERS[options.index(answer)] if answer in options else answer
-            return self._choose(number, question, options, letter, [row["image"]])
+            return self._choose(question, options, letter, [row["image"]])
         if row.get("unit"):
             question += f" (Unit: {row['unit']})"
         digits = None if row.get("precision") in (None, "") else int(float(row["precision"]))
-        return self._ask(number, question, answer, [row["image"]], digits=digits)
+        return self._ask(question, answer, [row["image"]], digits=digits)
 
 
 class Mmmu(_ChoiceOrAnswer):
     name, title = "mmmu-val", "MMMU validation, college questions with up to seven pictures"
     columns = ("question", "options", "answer", "question_type", "image_1")
 
-    def item(self, row: dict[str, Any], number: int) -> Item:
+    def item(self, row: dict[str, Any]) -> Item:
         question, options = str(row["question"]), _listed(row["options"])
         named = dict.fromkeys(int(k) for k in _MARK.findall(" ".join([question, *map(str, options)])) if k)
         pictures = [row[f"image_{k}"] for k in named or [1]]
         # Pictures stand before the text: what is left in it tells which is meant.
         question, options = (_named(question, list(named)), [_named(str(option), list(named)) for option in options])
         if row["question_type"] == "multiple-choice":
-            return self._choose(number, question, options, str(row["answer"]), pictures)
-        return self._ask(number, question, str(row["answer"]), pictures)
+            return self._choose(question, options, str(row["answer"]), pictures)
+        return self._ask(question, str(row["answer"]), pictures)
 
 
 def _file(picture: bytes, name: str) -> io.BytesIO:
