@@ -65,7 +65,9 @@ class AuthorsConfig(PretrainedConfig):
 class RMSLayerNorm(nn.Module):
     def __init__(self, config: AuthorsConfig) -> None:
         super().__init__()
+        self.config = config
         self.weight = nn.Parameter(torch.ones(config.d_model))
+        self.register_parameter("bias", None)
         self.eps = config.rms_norm_eps
 
     def forward(self, x: Tensor) -> Tensor:

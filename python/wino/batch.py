@@ -131,6 +131,7 @@ class Batch:
             seen, shown = seen.repeat(1, copies, 1), shown.repeat(1, copies, 1)
             seen[:, 1, : self.prompt_length], shown[:, 1] = (mask_id, visible) if guide is None else guide
         self.embedded = backbone.embed(seen).contiguous()  # [B, C, L, H]
+        self.seen = None if backbone.embeds_tokens_apart else seen
         self.embedded_rows: Tensor | None = None  # [B, C, K], where the blocks' rows are among all that are embedded
         self._find_rows()
         every = torch.arange(self.num_real, device=visible.device)
@@ -148,7 +149,7 @@ class Batch:
         self.part: tuple[Tensor, Tensor, Tensor] | None = None  # indices into L and their rotary tables
         self.cache = None
         if self.config.cache != "none":
-            self.cache = backbone.new_cache(batch * copies, self.num_real + self.num_shadow)
+            self.cache = backbone.new_cache(batch * copies, self.num_real + self.num_shadow, self.embedded.dtype)
 
     def enter(self, blocks: Sequence[int | None], entering: Sequence[bool]) -> bool:
         """Put each sequence in its block; those ``entering`` start it. None: the sequence is done and stays idle.
@@ -243,6 +244,11 @@ class Batch:
             self.embedded_rows.copy_(rows)
 
     def _embed_blocks(self) -> None:
+        if self.seen is not None:  # what is put on the embedding may look at all tokens
+            places = self.block_positions[:, None].expand(-1, self.seen.shape[1], -1)
+            self.seen.scatter_(2, places, self.state.tokens[:, None].expand_as(places))
+            self.embedded.copy_(self.backbone.embed(self.seen))
+            return
         fresh, own = self.backbone.embed(self.state.tokens)[:, None], self._slice(self.embedded, 2)
         if own is not None:
             own.copy_(fresh)

@@ -79,6 +79,8 @@ def generate(
     config = _resolve_config(generation_config, overrides)
     backbone = backbone_of(model)
     inputs = _check_inputs(backbone, config, input_ids, attention_mask, generation_ids)
+    if config.cuda_graph:
+        backbone.check_replays()
     if not config.compile_step:  # torch.compile finds them itself
         backbone.hold_weights(packed=config.cache == "none")
     guide = _check_guide(backbone, config, unconditional_ids, unconditional_mask, inputs[0])

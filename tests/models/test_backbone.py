@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 import wino_kernels
 from wino.models import backbone_of
 from wino.models.forward import trunk_of, weights_of
+from wino.models.llada import OURS
 
 PROMPT, LENGTH, BLOCK = 5, 24, 8
 REAL = PROMPT + LENGTH
@@ -89,13 +90,13 @@ def test_blocks_that_are_watched_or_wrapped_are_called(how: str, fields: dict[st
     model, call = build_llada(**fields), layout(13)
     blocks = list(model.model.transformer["blocks"])
     with torch.no_grad():
-        assert all(weights_of(block, model.config) is not None for block in blocks)
+        assert all(weights_of(block, model.config, OURS) is not None for block in blocks)
         fused = backbone_of(model).hidden_rows(**call)
         WATCHED[how](blocks[1])
-        assert [weights_of(block, model.config) is not None for block in blocks] == [True, False, True]
+        assert [weights_of(block, model.config, OURS) is not None for block in blocks] == [True, False, True]
         torch.testing.assert_close(backbone_of(model).hidden_rows(**call), fused, atol=1e-4, rtol=0)
         with wino_kernels.use_backend("eager"):
-            assert all(weights_of(block, model.config) is None for block in blocks)
+            assert all(weights_of(block, model.config, OURS) is None for block in blocks)
             torch.testing.assert_close(backbone_of(model).hidden_rows(**call), fused, atol=1e-4, rtol=0)
 
 
@@ -105,16 +106,16 @@ def test_layers_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     model, call = build_llada(), layout(13)
     expected = backbone_of(model).hidden_rows(**call)
     with wino_kernels.use_backend("triton"):
-        assert all(weights_of(block, model.config) is not None for block in model.model.transformer["blocks"])
+        assert all(weights_of(block, model.config, OURS) is not None for block in model.model.transformer["blocks"])
         torch.testing.assert_close(backbone_of(model).hidden_rows(**call), expected, atol=1e-4, rtol=0)
 
     elsewhere = build_llada().to("meta").model.transformer["blocks"][0]  # for a device that is not the CPU
-    assert weights_of(elsewhere, model.config) is None
+    assert weights_of(elsewhere, model.config, OURS) is None
     monkeypatch.setattr("wino.models.forward.has_kernel", lambda operator, device: device == "meta")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
-    assert weights_of(elsewhere, model.config) is not None
+    assert weights_of(elsewhere, model.config, OURS) is not None
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert weights_of(elsewhere, model.config) is None
+    assert weights_of(elsewhere, model.config, OURS) is None
 
 
 def test_a_wrapped_projection_counts() -> None:
@@ -164,9 +165,9 @@ def test_weights_changed_in_their_place_count_from_the_next_hold_on(dtype: torch
 @torch.enable_grad()
 def test_training_calls_the_modules() -> None:
     model = build_llada()
-    assert weights_of(model.model.transformer["blocks"][0], model.config) is None
+    assert weights_of(model.model.transformer["blocks"][0], model.config, OURS) is None
     with torch.no_grad():
-        assert weights_of(model.model.transformer["blocks"][0], model.config) is not None
+        assert weights_of(model.model.transformer["blocks"][0], model.config, OURS) is not None
 
 
 @torch.no_grad()
@@ -204,8 +205,8 @@ def test_trunks_that_are_no_single_call(change: Callable[[Any], None]) -> None:
     model = build_llada()
     change(model)
     call = layout(13)
-    blocks = [weights_of(block, model.config) for block in model.model.transformer["blocks"]]
-    trunk = trunk_of(model.model.transformer, blocks)
+    blocks = [weights_of(block, model.config, OURS) for block in model.model.transformer["blocks"]]
+    trunk = trunk_of(model.model.transformer, blocks, OURS)
     assert all(block is not None for block in blocks)
     assert trunk is None if change in (_other_eps, _narrower_layer) else trunk is not None and trunk.norm_weight is None
     expected = dense_logits(model, call, reference_loop.visibility(REAL, 13, BLOCK))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 from typing import Any
 
 import authors_layout
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 import wino
 from wino.models import LLaDAConfig, LLaDAModelLM, backbone_of, patched
+from wino.models.forward import iter_blocks, trunk_of, weights_of
+from wino.models.patching import known_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as LLaDA-8B": {},
@@ -288,6 +291,197 @@ def test_backbone_of_needs_a_patch() -> None:
         assert backbone_of(model).mask_token_id == 1
     with pytest.raises(TypeError):
         backbone_of(model)
+
+
+def is_fused(model: nn.Module) -> tuple[list[bool], bool]:
+    """Whether kernels take the place of each block, and of all of them with the final norm."""
+    transformer: Any = model.model.transformer
+    found = [weights_of(block, model.config, known_of(model)) for block in iter_blocks(transformer)]
+    trunk = trunk_of(transformer, found, known_of(model))
+    return [weights is not None for weights in found], trunk is not None and trunk.norm_weight is not None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_patched_model_is_fused(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, and what it decodes is what its modules decode."""
+    model = build(**VARIANTS[variant])
+    wino.patch(model)
+    assert is_fused(model) == ([True] * 3, True)
+    rule = {"max_new_tokens": 24, "block_length": 8, "threshold": 0.3, "threshold_back": 0.6}
+    fused = wino.generate(model, tokens(2, 9), **rule)
+    monkeypatch.setattr("wino.models.backbone.weights_of", lambda *_: None)
+    called = wino.generate(model, tokens(2, 9), **rule)
+    assert torch.equal(fused.sequences, called.sequences) and torch.equal(fused.accepted_at, called.accepted_at)
+
+
+class AnotherNorm(authors_layout.RMSLayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flip(-1)
+
+
+class ShiftedNorm(authors_layout.RMSLayerNorm):
+    """Gemma's: the same at a weight of zeros alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + super().forward(x) / self.weight
+
+
+class LateNorm(authors_layout.RMSLayerNorm):
+    """Llama's way about: in bfloat16 it rounds once, where LLaDA rounds twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (self.weight * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class NarrowNorm(authors_layout.RMSLayerNorm):
+    """In the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+
+
+class BareNorm(authors_layout.RMSLayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / self.weight
+
+
+class WithoutEps(authors_layout.RMSLayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True))).to(x.dtype)
+
+
+class Picky(authors_layout.RMSLayerNorm):
+    """Cannot be tried."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 40
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "kind", [AnotherNorm, ShiftedNorm, LateNorm, NarrowNorm, BareNorm, WithoutEps, Picky, nn.RMSNorm]
+)
+@pytest.mark.parametrize("is_patched_first", [False, True])
+def test_a_norm_that_is_another_is_called(kind: type[nn.Module], is_patched_first: bool) -> None:
+    model = build()
+    if is_patched_first:
+        wino.patch(model)
+    block = model.model.transformer.blocks[1]
+    other: Any = nn.RMSNorm(48, eps=0.5) if kind is nn.RMSNorm else kind(model.config)
+    other.weight = nn.Parameter(torch.linspace(-1.5, 2, 48))
+    block.ff_norm = other
+    expected = own_logits(model, tokens())
+    if not is_patched_first:
+        wino.patch(model)
+    assert is_fused(model) == ([True, False, True], False)
+    torch.testing.assert_close(model(tokens()).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_a_norm_with_more_than_a_weight_is_called() -> None:
+    model = build()
+    model.model.transformer.ln_f.bias = nn.Parameter(torch.zeros(48))
+    wino.patch(model)
+    assert is_fused(model) == ([False] * 3, False)  # the class is not known by one of its instances
+
+
+@pytest.mark.parametrize("where", ["block", "q_proj", "ff_norm", "ln_f"])
+def test_what_is_watched_is_not_fused(where: str) -> None:
+    model = build()
+    wino.patch(model)
+    transformer = model.model.transformer
+    block = transformer.blocks[1]
+    module = {"block": block, "ln_f": transformer.ln_f}.get(where) or getattr(block, where)
+    with module.register_forward_hook(lambda *_: None):
+        assert is_fused(model) == ([True, where == "ln_f", True], False)
+    assert is_fused(model) == ([True] * 3, True)
+
+
+def test_trying_the_norms_leaves_no_trace() -> None:
+    """Neither on the model, nor on the random numbers of others; hooks do not run; copies know their classes."""
+    model, seen = build(), []
+    transformer = model.model.transformer
+    hook = transformer.ln_f.register_forward_hook(lambda *_: seen.append(1))
+    before, state = dict(vars(transformer.ln_f)), torch.get_rng_state()
+    weight = transformer.ln_f.weight.clone()
+    wino.patch(model)
+    assert torch.equal(torch.get_rng_state(), state) and not seen
+    assert vars(transformer.ln_f) == before and torch.equal(transformer.ln_f.weight, weight)
+    hook.remove()
+    assert is_fused(pickled(model)) == is_fused(copy.deepcopy(model)) == ([True] * 3, True)
+    patched(model).unpatch()
+    with torch.device("meta"):
+        empty = build()
+    wino.patch(empty)
+    assert patched(empty).norms == {authors_layout.RMSLayerNorm}
+
+
+UNREACHED = (
+    "model",
+    "model.transformer.blocks.1",
+    "model.transformer.emb_drop",
+    "model.transformer.blocks.2.rotary_emb",
+)
+
+
+@pytest.mark.parametrize("name", ["", *UNREACHED])
+@pytest.mark.parametrize("how", ["a forward hook", "a hook in front", "a forward of its own"])
+def test_what_sits_where_decoding_never_comes_is_refused(name: str, how: str) -> None:
+    """By name, before the first pass; it runs again, or is gone, and the model decodes."""
+    model = build()
+    wino.patch(model)
+    module, calls = model.get_submodule(name), []
+    forward = vars(module).get("forward")
+    if how == "a forward of its own":
+        module.forward = lambda *args, **kwargs: calls.append(args)
+    elif how == "a forward hook":
+        handle = module.register_forward_hook(lambda *_: calls.append(1))
+    else:
+        handle = module.register_forward_pre_hook(lambda *_: calls.append(1))
+    what = "a forward of its own" if how == "a forward of its own" else "a forward hook"
+    match = rf"^{re.escape(name or 'the model itself')} \(\w+\) has {what}, which decoding would not call"
+    rule = {"max_new_tokens": 8, "block_length": 8}
+    with pytest.raises(ValueError, match=match):
+        wino.generate(model, tokens(1, 5), **rule)
+    assert not calls
+    if name:
+        with pytest.raises(ValueError, match=match):
+            model(tokens())
+    if how != "a forward of its own":
+        handle.remove()
+    elif forward is None:
+        del module.forward
+    else:
+        module.forward = forward
+    assert wino.generate(model, tokens(1, 5), **rule).sequences.shape == (1, 13)
+
+
+def test_blocks_of_another_class_are_refused() -> None:
+    model = build()
+    wino.patch(model)
+    model.model.transformer.blocks[1] = Wrapped(model.model.transformer.blocks[1])
+    with pytest.raises(TypeError, match=r"blocks of the model were replaced after wino\.patch, by Wrapped"):
+        wino.generate(model, tokens(1, 5), max_new_tokens=8, block_length=8)
+    model = build()
+    model.model.transformer.blocks[1] = Wrapped(model.model.transformer.blocks[1])
+    assert_refused(model, TypeError, r"has no model\.transformer\.blocks\.1\.attn_norm")
+
+
+class Wrapped(nn.Module):
+    """In the manner of checkpoint wrappers: what it lacks is its inner module's."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, *args: Any) -> Tensor:
+        return 2 * self.inner(*args)
 
 
 class OwnArithmetic:

@@ -19,8 +19,8 @@ from .forward import (
     Rows,
     Trunk,
     Weights,
+    check_modules,
     iter_blocks,
-    plain_weight,
     rotary_table,
     trunk_forward,
     trunk_of,
@@ -28,7 +28,8 @@ from .forward import (
 )
 from .head import Head, head_of
 from .llada import LLaDAModelLM
-from .patching import is_patched, looks_like_llada
+from .outside import EMBEDDING, check_devices, execution_device, plain_weight, unreplayable
+from .patching import is_patched, known_of, looks_like_llada, patched_forward
 
 
 class _Held(NamedTuple):
@@ -42,10 +43,17 @@ class _Held(NamedTuple):
 class Backbone:
     """Decoder's view of a live LLaDA (ours, or the authors' after :func:`wino.patch`); holds the model, copies nothing.
 
+    What is put on a part that decoding calls counts (adapters, hooks, other modules, quantised or offloaded weights).
+    Parts see what a decode needs: the last block's queries and all behind it the rows that leave, not all tokens.
+
     Attributes:
         mask_token_id: id of ``[MASK]``.
         eos_token_id: id of the end-of-sequence token, or None.
         max_length: number of positions, ``max_sequence_length``: the longest prompt and generation together.
+
+    Raises:
+        TypeError: blocks of a patched model were replaced.
+        ValueError: something is put on a module that decoding does not call, or the weights are not on one device.
     """
 
     def __init__(self, model: Any) -> None:
@@ -57,7 +65,18 @@ class Backbone:
         self.eos_token_id: int | None = config.eos_token_id
         self.max_length: int = config.max_sequence_length
         self._full_precision: bool = config.rope_full_precision
+        self._known = known_of(model)
         self._held: _Held | None = None
+        check_modules(model, self._known, patched_forward)
+        check_devices(model)
+
+    def check_replays(self) -> None:
+        """Raise ``ValueError`` where a captured graph would leave out what Python does in a pass."""
+        if (name := unreplayable(self._model)) is not None:
+            raise ValueError(
+                f"cuda_graph: {name} has a hook or a forward of its own, which a replayed graph would not call; remove "
+                "it, or decode without cuda_graph"
+            )
 
     def hold_weights(self, *, packed: bool) -> None:
         """Look up the weights once, not at every pass: nothing may wrap or change them from now on.
@@ -67,13 +86,15 @@ class Backbone:
         each, trunk = self._find_weights()
         if packed and trunk is not None:
             trunk = trunk._replace(packed=pack_trunk(trunk.weights))
+        self._held = _Held(each, trunk, self._table())
+
+    def _table(self) -> Tensor | None:
         wte = self._transformer.wte
-        table = plain_weight(wte, nn.Embedding) if getattr(wte, "max_norm", None) is None else None
-        self._held = _Held(each, trunk, table)
+        return plain_weight(wte, EMBEDDING) if getattr(wte, "max_norm", None) is None else None
 
     def _find_weights(self) -> tuple[list[Weights | None], Trunk | None]:
-        each = [weights_of(block, self._config) for block in iter_blocks(self._transformer)]
-        return each, trunk_of(self._transformer, each)
+        each = [weights_of(block, self._config, self._known) for block in iter_blocks(self._transformer)]
+        return each, trunk_of(self._transformer, each, self._known)
 
     @property
     def vocab_size(self) -> int:
@@ -82,11 +103,20 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self._transformer.wte.weight.device
+        return execution_device(self._transformer.wte) or self._first_of_embedding().device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._transformer.wte.weight.dtype
+        return self._first_of_embedding().dtype
+
+    def _first_of_embedding(self) -> Tensor:
+        tensors = (t for part in (self._transformer.wte, self._model) for t in (*part.parameters(), *part.buffers()))
+        return next(tensor for tensor in tensors if tensor.is_floating_point())
+
+    @property
+    def embeds_tokens_apart(self) -> bool:
+        """Whether a token's embedding is known not to depend on the tokens beside it."""
+        return self._table() is not None
 
     def head(self) -> Head:
         """The LM head as it is at this moment: what makes tokens of :meth:`hidden_rows`."""
@@ -97,7 +127,8 @@ class Backbone:
 
         Reads the device once.
         """
-        rows = self._transformer.wte.weight.shape[0]
+        wte, config = self._transformer.wte, self._config
+        rows = getattr(wte, "num_embeddings", None) or getattr(config, "embedding_size", None) or config.vocab_size
         bounds = torch.stack((*tokens.aminmax(), *position_ids.aminmax())).tolist()
         ranges = (("token ids", *bounds[:2], rows), ("position ids", *bounds[2:], self.max_length))
         for name, low, high, limit in ranges:
@@ -105,21 +136,21 @@ class Backbone:
                 raise ValueError(f"{name} must lie in [0, {limit}), got {low if low < 0 else high}")
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, L) -> (B, L, H), what :meth:`trunk` takes."""
+        """Token ids (..., L) -> (..., L, H), what :meth:`trunk` takes."""
         if self._held is None or self._held.table is None:
-            return self._transformer.wte(tokens)
+            return self._transformer.wte(tokens.flatten(0, -2)).unflatten(0, tokens.shape[:-1])
         return F.embedding(tokens, self._held.table)
 
     def rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, 1, L, d) in float32 of positions (B, L) or (L,)."""
         return rotary_table(self._config, position_ids)
 
-    def new_cache(self, rows: int, length: int) -> KeyValueCache:
+    def new_cache(self, rows: int, length: int, dtype: torch.dtype) -> KeyValueCache:
         """Room for the keys and values of ``rows`` sequences of ``length`` tokens."""
         config = self._config
         heads = config.n_heads if config.n_kv_heads is None else config.n_kv_heads
         shape = (rows, heads, length, config.d_model // config.n_heads)
-        return KeyValueCache(len(list(iter_blocks(self._transformer))), shape, self.dtype, self.device)
+        return KeyValueCache(len(list(iter_blocks(self._transformer))), shape, dtype, self.device)
 
     def trunk(
         self,
@@ -170,7 +201,7 @@ class Backbone:
             attend = partial(shadow_attention, **about)
             leaving = _asking(rows, embedded.shape[1], num_shadow)
             given = self._transformer, self._config, embedded, rotary, attend, leaving, stores
-            hidden = trunk_forward(*given, weights=weights)
+            hidden = trunk_forward(*given, weights=weights, known=self._known)
         if trunk is None or stores is not None or trunk.norm_weight is None:
             hidden = self._transformer.ln_f(hidden)
         return hidden

@@ -1,7 +1,7 @@
 """The forward pass of LLaDA as functions over a module tree with its parameter names (``wte``, ``blocks``, ``ln_f``,
 ``ff_out``), so that a model of the authors' own code and ours take the same path (see :mod:`wino.models.patching`).
 
-Sub-modules are called, so that wrapped projections (LoRA) count; read are only those that nothing wraps.
+Modules are called, so that what wraps or watches them (LoRA, hooks) counts; read are only those that nothing is put on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 from transformers.modeling_outputs import CausalLMOutput
 
 from wino_kernels import norm_qkv_rope, out_norm_swiglu
@@ -21,12 +20,14 @@ from wino_kernels.backends import has_kernel
 from wino_kernels.eager.norm_qkv_rope import rms_norm, rotate, rows_of
 
 from ..cache import Store
+from .outside import LINEAR, Forwards, check_reached, in_place, is_watched, plain_weight
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps query (B, Hq, Lq, d), key and value (B, Hkv, Lk, d) to the attention output (B, Hq, Lq, d)."""
 
 #: The linear layers of a block, by name.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
+BLOCK_PARTS = ("attn_norm", "ff_norm", *PROJECTIONS)
 
 
 class RMSNorm(nn.Module):
@@ -39,6 +40,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+class Known(NamedTuple):
+    """Classes of which it is known what they compute, so that a kernel may take their place.
+
+    Attributes:
+        norms: what :class:`RMSNorm` computes.
+        blocks: what :func:`block_forward` computes.
+        are_called: whether calling a block with that function's arguments is that function; it is not for the authors'.
+    """
+
+    norms: Forwards
+    blocks: frozenset[type[nn.Module]]
+    are_called: bool
 
 
 def rotary_table(config: Any, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,17 +149,17 @@ def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     return x + block.ff_out(F.silu(block.ff_proj(normed)) * block.up_proj(normed))
 
 
-def weights_of(block: Any, config: Any) -> Weights | None:
+def weights_of(block: Any, config: Any, known: Known) -> Weights | None:
     """The block's weights for the fused operators; None where its modules have to be called.
 
     That is so where no kernel would be faster, where gradients are wanted, and where anything wraps or watches a part.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or type(block) not in known.blocks or is_watched(block):
         return None
     norm, inner_norm, linears = block.attn_norm, block.ff_norm, [getattr(block, name) for name in PROJECTIONS]
     # Looked up once: a module's parameters are slow to find.
-    found = [plain_weight(module, RMSNorm) for module in (norm, inner_norm)]
-    found += [plain_weight(module, nn.Linear) for module in linears]
+    found = [plain_weight(module, known.norms) for module in (norm, inner_norm)]
+    found += [plain_weight(module, LINEAR) for module in linears]
     first = found[0]
     if first is None:
         return None
@@ -192,7 +207,7 @@ class Trunk(NamedTuple):
     packed: Tensor | None = None
 
 
-def trunk_of(transformer: Any, blocks: Sequence[Weights | None]) -> Trunk | None:
+def trunk_of(transformer: Any, blocks: Sequence[Weights | None], known: Known) -> Trunk | None:
     """The weights of :func:`weights_of`, all layers together; None where a layer has to go its own way.
 
     ``norm_weight`` is None where the final norm has to be called.
@@ -212,20 +227,10 @@ def trunk_of(transformer: Any, blocks: Sequence[Weights | None]) -> Trunk | None
     if len(epsilons) != 1 or shapes != shapes[: len(shapes) // len(blocks)] * len(blocks):
         return None
     (eps,), norm = epsilons, transformer.ln_f
-    norm_weight = plain_weight(norm, RMSNorm)
+    norm_weight = plain_weight(norm, known.norms)
     if norm_weight is not None and (norm.eps != eps or norm_weight.dtype != weights[0].dtype):
         norm_weight = None
     return Trunk(weights, biases if any(bias is not None for bias in biases) else [], eps, norm_weight)
-
-
-def plain_weight(module: Any, kind: type[nn.Module]) -> nn.Parameter | None:
-    """The weight of a module of this very ``kind``; None where anything wraps or watches the module."""
-    if type(module) is not kind or _has_any_global_hook():
-        return None
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-        return None
-    weight = module._parameters.get("weight")
-    return weight if type(weight) is nn.Parameter else None
 
 
 def iter_blocks(transformer: Any) -> Iterator[Any]:
@@ -247,6 +252,7 @@ def trunk_forward(
     stores: Iterable[Store] | None = None,
     *,
     weights: Sequence[Weights | None],
+    known: Known,
 ) -> Tensor:
     """All blocks: embedded tokens ``x`` (B, L, d_model) -> hidden states (B, L, d_model) before the final norm.
 
@@ -255,9 +261,47 @@ def trunk_forward(
     """
     blocks = list(iter_blocks(transformer))
     each: Iterable[Store | None] = stores or [None] * len(blocks)
+    run = call_block if known.are_called else block_in_place
     for block, store, own in zip(blocks, each, weights, strict=True):
-        x = block_forward(block, x, rotary, config, attend, rows if block is blocks[-1] else None, store, own)
+        x = run(block, x, rotary, config, attend, rows if block is blocks[-1] else None, store, own)
     return x
+
+
+def call_block(block: Any, *arguments: Any) -> Tensor:
+    """A block whose forward is :func:`block_forward`, with what is put on it."""
+    return block(*arguments)
+
+
+def block_in_place(block: Any, *arguments: Any) -> Tensor:
+    """:func:`block_forward` of a block whose own forward is another."""
+    if not is_watched(block):
+        return block_forward(block, *arguments)
+    with in_place(block):
+        return block_forward(block, *arguments)
+
+
+def check_modules(model: Any, known: Known, own_forward: Callable[..., Any] | None, *, is_called: bool = False) -> None:
+    """Raise where the forward pass would leave out what is put on a module of ``model``.
+
+    Args:
+        model: ours or a live model of the authors' code.
+        known: its classes.
+        own_forward: what ``model.forward`` may be a partial of.
+        is_called: the model itself is being called, with what is put on it.
+
+    Raises:
+        TypeError: a block of another class than those known of the authors'.
+        ValueError: a hook, or a forward of its own, on a module that is not called (named).
+    """
+    transformer, blocks = model.model.transformer, list(iter_blocks(model.model.transformer))
+    called = [transformer.wte, transformer.ln_f, *(() if model.config.weight_tying else (transformer.ff_out,))]
+    if known.are_called:
+        check_reached(model, [*called, *blocks], (), own_forward, is_called=is_called)
+        return
+    if others := {type(block).__qualname__ for block in blocks if type(block) not in known.blocks}:
+        raise TypeError(f"blocks of the model were replaced after wino.patch, by {', '.join(sorted(others))}")
+    called += [getattr(block, name) for block in blocks for name in BLOCK_PARTS]
+    check_reached(model, called, blocks, own_forward, is_called=is_called)
 
 
 def masked_attention(attention_mask: Tensor | None) -> Attend:
@@ -318,8 +362,9 @@ def hidden_forward(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
-    run: Callable[..., Tensor] = block_forward,
     attention_bias: Tensor | None = None,
+    *,
+    run: Callable[..., Tensor],
 ) -> Tensor:
     """Hidden states (B, L, d_model) before the final norm; ``run`` computes a block from ``block_forward``'s first five
     arguments."""
@@ -338,13 +383,23 @@ def logits_forward(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     attention_bias: Tensor | None = None,
+    *,
+    run: Callable[..., Tensor],
 ) -> Tensor:
     """Logits (B, L, V) of every position; ``model`` is ours or a live model of the authors' code."""
     transformer, config = model.model.transformer, model.config
-    hidden = hidden_forward(model, input_ids, attention_mask, position_ids, attention_bias=attention_bias)
+    hidden = hidden_forward(model, input_ids, attention_mask, position_ids, attention_bias, run=run)
     hidden = transformer.ln_f(hidden)
-    logits = F.linear(hidden, transformer.wte.weight) if config.weight_tying else transformer.ff_out(hidden)
+    logits = tied_head(transformer.wte, hidden) if config.weight_tying else transformer.ff_out(hidden)
     return logits * logit_scale(config) if config.scale_logits else logits
+
+
+def tied_head(embedding: Any, hidden: Tensor) -> Tensor:
+    """What a head is whose weight is the embedding's; the embedding itself is not called."""
+    if not is_watched(embedding):
+        return F.linear(hidden, embedding.weight)
+    with in_place(embedding):
+        return F.linear(hidden, embedding.weight)
 
 
 def language_model_forward(
@@ -354,6 +409,8 @@ def language_model_forward(
     position_ids: Tensor | None = None,
     return_dict: bool | None = None,
     attention_bias: Tensor | None = None,
+    *,
+    run: Callable[..., Tensor],
     **unsupported: Any,
 ) -> CausalLMOutput | tuple[Tensor]:
     """The forward pass of :class:`LLaDAModelLM` for any ``model``, ours or a live model of the authors' code.
@@ -365,5 +422,5 @@ def language_model_forward(
             raise ValueError(f"LLaDA forward: {name} is not supported, only input_ids, attention_mask, position_ids")
     if return_dict is None:
         return_dict = getattr(model.config, "return_dict", True)
-    logits = logits_forward(model, input_ids, attention_mask, position_ids, attention_bias)
+    logits = logits_forward(model, input_ids, attention_mask, position_ids, attention_bias, run=run)
     return CausalLMOutput(logits=logits) if return_dict else (logits,)

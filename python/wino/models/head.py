@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import wino_kernels
 
-from .forward import logit_scale, plain_weight
+from .forward import logit_scale, tied_head
+from .outside import LINEAR, plain_weight
 
 _TILE = 1 << 24  # logits alive at once: 32 MiB of bfloat16
 
@@ -156,11 +157,11 @@ def head_of(model: Any) -> Head:
             raise TypeError(
                 f"LM head: with weight_tying it is the weight of model.transformer.wte, and {kind} has none"
             )
-        call, bias, size = partial(_tied, transformer.wte), None, weight.shape[0]
-        weight = weight if type(weight) in (nn.Parameter, Tensor) else None
+        call, bias, size = partial(tied_head, transformer.wte), None, weight.shape[0]
+        weight = weight if type(weight) in (nn.Parameter, Tensor) and weight.device.type != "meta" else None
     else:
         head = transformer.ff_out
-        call, weight, bias = head, plain_weight(head, nn.Linear), None
+        call, weight, bias = head, plain_weight(head, LINEAR), None
         size = getattr(head, "out_features", None) or getattr(config, "embedding_size", None) or config.vocab_size
         if weight is not None:
             bias, size = head.bias, weight.shape[0]
@@ -171,10 +172,6 @@ def head_of(model: Any) -> Head:
     elif bias is not None and scale != 1.0:
         bias = bias * scale
     return Head(call, size, weight, bias, scale)
-
-
-def _tied(embedding: Any, rows: Tensor) -> Tensor:
-    return F.linear(rows, embedding.weight)
 
 
 def _score(logits: Tensor, candidate_ids: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:

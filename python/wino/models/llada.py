@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from .forward import Attend, RMSNorm, block_forward, language_model_forward
+from .forward import Known, RMSNorm, block_forward, call_block, check_modules, language_model_forward
 
 # Fields of the authors' configuration that would change the forward pass, and their values in LLaDA-8B, ours first.
 _FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
@@ -140,10 +141,7 @@ class LLaDAConfig(PretrainedConfig):
 
 
 class LLaDABlock(nn.Module):
-    """Parameters of one transformer block; :func:`block_forward` is its forward pass.
-
-    Decoding calls that function on any such module; training calls the module, so that what wraps modules sees it.
-    """
+    """One transformer block; :func:`block_forward` is its forward pass."""
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -160,9 +158,12 @@ class LLaDABlock(nn.Module):
         self.up_proj = nn.Linear(d, config.mlp_hidden_size, bias=bias)
         self.ff_out = nn.Linear(config.mlp_hidden_size, d, bias=bias)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], config: Any, attend: Attend) -> Tensor:
-        """:func:`block_forward` of this block."""
-        return block_forward(self, x, rotary, config, attend)
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """:func:`block_forward` of this block and these arguments."""
+        return block_forward(self, x, *others)
+
+
+OURS = Known({RMSNorm: RMSNorm.forward}, frozenset({LLaDABlock}), are_called=True)
 
 
 class LLaDAModel(nn.Module):
@@ -244,4 +245,8 @@ class LLaDAModelLM(PreTrainedModel):
             ValueError: a shape does not fit, or another argument of the authors' forward (caches, labels) was given.
             TypeError: a floating-point ``attention_mask``.
         """
-        return language_model_forward(self, input_ids, attention_mask, position_ids, return_dict, **unsupported)
+        if not torch.compiler.is_compiling():
+            check_modules(self, OURS, None, is_called=True)
+        return language_model_forward(
+            self, input_ids, attention_mask, position_ids, return_dict, run=call_block, **unsupported
+        )

@@ -7,19 +7,22 @@ WINO's, Fast-dLLM's, Gen-Verse's), since they share parameter names and configur
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from .forward import iter_blocks, language_model_forward
-from .llada import DROPOUTS, LLaDAModelLM, check_architecture
+from wino_kernels.eager.norm_qkv_rope import rms_norm
+
+from .forward import BLOCK_PARTS, Known, block_in_place, check_modules, iter_blocks, language_model_forward
+from .llada import DROPOUTS, OURS, LLaDAModelLM, check_architecture
 
 _HANDLE = "_wino_patch"
-_BLOCK_PARTS = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
 _CONFIG_FIELDS = (
     "d_model",
     "n_heads",
@@ -40,11 +43,13 @@ class PatchHandle:
     Attributes:
         model: the patched model.
         active: False once unpatched.
+        blocks: the classes of its blocks. norms: of those of its norms that compute what ours computes.
     """
 
     def __init__(self, model: nn.Module, functions: dict[str, Callable[..., Any]]) -> None:
         self.model = model
         self.active = True
+        self.blocks, self.norms = _known_classes(model)
         self._functions = functions
         self._previous = {name: vars(model)[name] for name in functions if name in vars(model)}
 
@@ -89,7 +94,7 @@ def install(model: nn.Module, methods: dict[str, Callable[..., Any]]) -> PatchHa
     if is_patched(model):
         raise ValueError("wino.patch: this model is already patched; wino.models.patched(model) returns its handle")
     _validate(model)
-    functions = {"forward": _patched_forward, **methods}
+    functions = {"forward": patched_forward, **methods}
     handle = PatchHandle(model, functions)
     for name, function in functions.items():
         # A partial, not a bound method: unpickled, that would be the class's own again.
@@ -110,13 +115,21 @@ def is_patched(model: Any) -> bool:
     return _HANDLE in getattr(model, "__dict__", {})
 
 
+def known_of(model: Any) -> Known:
+    """What is known of the classes of a model that is ours or patched."""
+    if not is_patched(model):
+        return OURS
+    handle = patched(model)
+    return Known({kind: kind.forward for kind in handle.norms}, handle.blocks, are_called=False)
+
+
 def looks_like_llada(model: Any) -> bool:
     """Whether ``model`` has the parts that :func:`wino.patch` needs."""
     config = getattr(model, "config", None)
     return isinstance(model, nn.Module) and not _missing_fields(config) and not _missing_parts(model, config)
 
 
-def _patched_forward(
+def patched_forward(
     model: Any,
     input_ids: Tensor,
     *,  # the authors' order of the others differs
@@ -126,12 +139,22 @@ def _patched_forward(
     return_dict: bool | None = None,
     **unsupported: Any,
 ) -> CausalLMOutput | tuple[Tensor]:
+    """A patched model's forward pass."""
     if model.training and any(getattr(model.config, name, 0.0) for name in DROPOUTS):
         raise RuntimeError(
             "wino.patch: the patched forward has no dropout, but the configuration asks for it; call model.eval()"
         )
+    if not torch.compiler.is_compiling():
+        check_modules(model, known_of(model), None, is_called=True)
     return language_model_forward(
-        model, input_ids, attention_mask, position_ids, return_dict, attention_bias=attention_bias, **unsupported
+        model,
+        input_ids,
+        attention_mask,
+        position_ids,
+        return_dict,
+        attention_bias,
+        run=block_in_place,
+        **unsupported,
     )
 
 
@@ -168,5 +191,43 @@ def _missing_parts(model: nn.Module, config: Any) -> list[str]:
     if not blocks:
         missing.append("model.transformer.blocks.0")
     for index, block in enumerate(blocks):
-        missing += [f"model.transformer.blocks.{index}.{name}" for name in _BLOCK_PARTS if not hasattr(block, name)]
+        # Its own: a wrapper that passes on its inner block's would be left out.
+        missing += [f"model.transformer.blocks.{index}.{name}" for name in BLOCK_PARTS if name not in block._modules]
     return missing
+
+
+def _known_classes(model: Any) -> tuple[frozenset[type[nn.Module]], frozenset[type[nn.Module]]]:
+    transformer = model.model.transformer
+    blocks = list(iter_blocks(transformer))
+    norms = [transformer.ln_f, *(norm for block in blocks for norm in (block.attn_norm, block.ff_norm))]
+    others = {type(norm) for norm in norms if not _is_rms_norm(norm)}
+    return frozenset(map(type, blocks)), frozenset(map(type, norms)) - others
+
+
+def _is_rms_norm(norm: nn.Module) -> bool:
+    """Whether ``norm`` computes what :class:`RMSNorm` computes: tried on rows of several sizes, with another weight."""
+    weight, eps = norm._parameters.get("weight"), getattr(norm, "eps", None)
+    others = [tensor for name, tensor in (*norm._parameters.items(), *norm._buffers.items()) if name != "weight"]
+    if weight is None or weight.dim() != 1 or not isinstance(eps, float) or any(other is not None for other in others):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([1e-3, 0.1, 1.0, 30.0], device="cpu")  # of the first eps is the larger part
+    x = torch.randn(1, 4, len(weight), generator=generator, device="cpu") * sizes[:, None]
+    scale = torch.randn(len(weight), generator=generator, device="cpu")
+    twin = copy.copy(norm)
+    for dtype in (torch.float32, torch.bfloat16):
+        vars(twin)["_parameters"] = {**norm._parameters, "weight": nn.Parameter(scale.to(dtype), requires_grad=False)}
+        try:
+            with torch.no_grad():
+                given = type(norm).forward(twin, x.to(dtype))
+        except Exception:  # whatever it needs besides: it is called as it is, not replaced
+            return False
+        expected = rms_norm(x.to(dtype), scale.to(dtype), eps)
+        if not isinstance(given, Tensor) or given.dtype != dtype or given.shape != expected.shape:
+            return False
+        # In bfloat16 equal but for a last bit here and there, which another order of roundings changes everywhere.
+        if not torch.allclose(given, expected, rtol=1e-5 if dtype == torch.float32 else 0.01, atol=0):
+            return False
+        if dtype == torch.bfloat16 and (given != expected).float().mean() > 0.02:
+            return False
+    return True

@@ -1,0 +1,144 @@
+"""What others put on a live model: hooks, a forward of the instance's own, accelerate's offloading.
+
+A decode calls the parts of a LLaDA (embedding, norms, projections, LM head; blocks of our own class), or reads the
+weight of one that nothing is put on. What sits on any other module would never run, and is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+Forwards = Mapping[type[nn.Module], Callable[..., Any]]
+
+#: Classes whose weight may be read in place of a call, each with the forward that it must have for that.
+LINEAR: Forwards = {nn.Linear: nn.Linear.forward}
+EMBEDDING: Forwards = {nn.Embedding: nn.Embedding.forward}
+
+
+def is_watched(module: Any) -> bool:
+    """Whether hooks or a forward of its own are on this very module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in module.__dict__
+
+
+def plain_weight(module: Any, forwards: Forwards) -> nn.Parameter | None:
+    """The weight of a module of one of these very classes; None where anything wraps, watches or quantises it."""
+    kind = type(module)
+    if kind not in forwards or kind.forward is not forwards[kind] or _has_any_global_hook() or is_watched(module):
+        return None
+    weight = module._parameters.get("weight")
+    return weight if type(weight) is nn.Parameter else None
+
+
+def execution_device(module: Any) -> torch.device | None:
+    """Where accelerate runs an offloaded ``module``; None: it is not offloaded."""
+    for hook in _accelerate_hooks(module):
+        if getattr(hook, "offload", False) and hook.execution_device is not None:
+            return torch.device(hook.execution_device)
+    return None
+
+
+@contextlib.contextmanager
+def in_place(module: Any) -> Iterator[None]:
+    """With the weights of a ``module`` that accelerate offloads where its forward would find them."""
+    if execution_device(module) is None:
+        yield
+        return
+    from accelerate.utils import align_module_device  # it is installed: its hook is on the module
+
+    with align_module_device(module):
+        yield
+
+
+def check_reached(
+    model: nn.Module,
+    called: Collection[nn.Module],
+    entered: Collection[nn.Module],
+    own_forward: Callable[..., Any] | None,
+    *,
+    is_called: bool,
+) -> None:
+    """Raise ``ValueError`` where something is put on a module that is not called; it is named.
+
+    Args:
+        model: the whole.
+        called: the modules that are called; what lies within them is theirs to call.
+        entered: modules that are computed :func:`in_place`.
+        own_forward: the function of which ``model.forward`` may be a partial.
+        is_called: ``model`` itself is called, too.
+    """
+    reached, inside = {id(module) for module in called}, {id(module) for module in entered}
+    for name, module in _walk(model, "", reached):
+        if not is_watched(module) or (is_called and module is model):
+            continue
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if not hooked and (_is_partial_of(module.forward, own_forward) or _only_places(module, id(module) in inside)):
+            continue
+        what = "a forward hook" if hooked else "a forward of its own"
+        raise ValueError(
+            f"{name or 'the model itself'} ({type(module).__name__}) has {what}, which decoding would not call: it "
+            "calls the embedding, the norms, the projections and the LM head; put it on one of these or remove it"
+        )
+
+
+def check_devices(model: nn.Module) -> None:
+    """Raise ``ValueError`` if the weights are nowhere, on the meta device, or run on several devices."""
+    devices = {str(device) for device in _devices(model, None)}
+    if "meta" in devices:
+        raise ValueError("weights of the model are on the meta device, and no accelerate hook brings them; load them")
+    if len(devices) > 1:
+        raise ValueError(
+            f"the model runs on several devices ({', '.join(sorted(devices))}); decoding needs one: dispatch it with a "
+            "device_map of that device, with what does not fit offloaded to the CPU or the disk"
+        )
+
+
+def unreplayable(model: nn.Module) -> str | None:
+    """A module with a hook or a forward of its own, by name; None: there is none."""
+    if _has_any_global_hook():
+        return "every module"
+    return next((name for name, module in model.named_modules() if name and is_watched(module)), None)
+
+
+def _devices(module: nn.Module, above: torch.device | None) -> Iterator[torch.device]:
+    own = execution_device(module)
+    places = any(hook.place_submodules for hook in _accelerate_hooks(module) if hasattr(hook, "place_submodules"))
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            yield own or above or parameter.device
+    for child in module.children():
+        yield from _devices(child, own if own is not None and places else above)
+
+
+def _walk(module: nn.Module, name: str, reached: Collection[int]) -> Iterator[tuple[str, nn.Module]]:
+    if id(module) in reached:
+        return
+    yield name, module
+    for part, child in module.named_children():
+        yield from _walk(child, f"{name}.{part}" if name else part, reached)
+
+
+def _accelerate_hooks(module: Any) -> list[Any]:
+    hook = module.__dict__.get("_hf_hook")
+    hooks = getattr(hook, "hooks", [hook])  # a SequentialHook
+    return [each for each in hooks if each is not None and type(each).__module__ == "accelerate.hooks"]
+
+
+def _only_places(module: Any, is_entered: bool) -> bool:
+    """Whether all that is on ``module`` is accelerate's moving of inputs, or of weights that are then at hand."""
+    if not isinstance(module.forward, partial) or module.forward.func.__module__ != "accelerate.hooks":
+        return False
+    hooks = _accelerate_hooks(module)
+    if any(type(hook).__name__ != "AlignDevicesHook" for hook in hooks):
+        return False
+    return is_entered or not any(hook.offload and hook.place_submodules for hook in hooks)
+
+
+def _is_partial_of(forward: Any, function: Callable[..., Any] | None) -> bool:
+    return function is not None and isinstance(forward, partial) and forward.func is function
