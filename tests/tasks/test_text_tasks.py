@@ -135,25 +135,6 @@ def test_numbers_expressions_and_letters() -> None:
     assert answers.code("just = 1") == "just = 1"
 
 
-@pytest.mark.parametrize(
-    ("given", "wanted", "same"),
-    [
-        ("10\\%", "10", True),
-        ("1,000", "1000", True),
-        ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3,\\frac{\\pi}{2})", True),
-        ("\\text{Evelyn}", "Evelyn", True),
-        ("90^\\circ", "90", True),
-        ("\\sqrt2", "\\sqrt{2}", True),
-        ("-\\frac{1}{2}", "-0.5", True),
-        ("(1,2)", "(1,3)", False),
-        ("x^2", "x^{3}", False),
-        ("", "", False),
-    ],
-)
-def test_mathematics_is_compared_without_its_dress(given: str, wanted: str, same: bool) -> None:
-    assert answers.same_mathematics(given, wanted) is same
-
-
 def write(path: Path, row: dict[str, Any]) -> Path:
     if path.suffix == ".jsonl":
         path.write_text(json.dumps(row) + "\n\n" + json.dumps(row) + "\n")

@@ -93,41 +93,6 @@ def reaches(text: str, numbers: Sequence[int], target: int) -> bool:
     return found is not None and found[0] == target and sorted(found[1]) == sorted(numbers)
 
 
-def same_mathematics(given: str, wanted: str) -> bool:
-    """Whether two answers say the same after normalisation: as rational numbers, or as LaTeX without its dress."""
-    left, right = normalised(given), normalised(wanted)
-    if left == right:
-        return bool(left)
-    a, b = rational(left), rational(right)
-    return a is not None and a == b
-
-
-def normalised(text: str) -> str:
-    """An answer without spaces, units, delimiters and the LaTeX commands that do not change its meaning."""
-    text = text[:1000].strip().strip("$").rstrip(".")
-    text = re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\(?:left|right|displaystyle|,|!|;|:)", "", text)
-    text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\sqrt\s*([0-9])", r"\\sqrt{\1}", text)
-    for useless in ("\\$", "\\%", "%", "$", "^{\\circ}", "^\\circ", "\\ ", "\\\\"):
-        text = text.replace(useless, "")
-    text = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
-    text = re.sub(r"\s+", "", text)
-    return re.sub(r"^[a-zA-Z]=", "", text)
-
-
-def rational(text: str) -> Fraction | None:
-    r"""The value of an integer, decimal, ``a/b`` or ``\frac{a}{b}``; None for anything else."""
-    match = re.fullmatch(r"(-?)\\frac\{(-?[0-9]{1,30})\}\{(-?[0-9]{1,30})\}", text)
-    if match is None:
-        match = re.fullmatch(r"(-?)\(?(-?[0-9]{1,30})/([0-9]{1,30})\)?", text)
-    if match is not None:
-        below = int(match[3])
-        return None if below == 0 else Fraction(int(match[2]), below) * (-1 if match[1] else 1)
-    return Fraction(text) if re.fullmatch(r"-?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})", text) else None
-
-
 def letter(text: str, choices: Sequence[str]) -> str | None:
     """The option a text settles on: in a box or tag, as "answer is B", or a letter standing alone; None if unclear."""
     options = "".join(re.escape(choice) for choice in choices)

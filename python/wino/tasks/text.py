@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from . import answers
 from .base import Item, Task
+from .mathematics import check_installed, same_mathematics
 from .sudoku import puzzle_of, solves
 
 _BOXED = "Solve it step by step. Wrap the final answer in a \\boxed{}."
@@ -65,12 +66,16 @@ class Math500(TextTask):
     name, title, threshold = "math500", "MATH-500, competition mathematics", 0.7
     columns = ("problem", "answer")
 
+    def __init__(self) -> None:
+        super().__init__()
+        check_installed()
+
     def item(self, row: dict[str, Any]) -> Item:
         return self._item(f"{row['problem']}\n{_BOXED}", str(row["answer"]))
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.boxed(text)
-        return found is not None and answers.same_mathematics(found, item.answer)
+        return found is not None and same_mathematics(found, item.answer)
 
 
 class CountdownText(TextTask):

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 from . import answers
 from .base import Item
 from .cider import cider
+from .mathematics import check_installed, same_mathematics
 from .text import TextTask
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -137,6 +138,10 @@ class ScienceQa(_Choice):
 class _ChoiceOrAnswer(_Choice):
     """Options under letters, or a free answer."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        check_installed()
+
     def _ask(self, question: str, answer: str, pictures: Sequence[Any], **metadata: Any) -> Item:
         prompt = f"{question}\n{_REASON}"
         return self._item(prompt, answer, labels=[], **metadata, **self._pictures(*pictures))
@@ -230,11 +235,10 @@ def _accepted(answer: str) -> list[str]:
 
 def _same(given: str, wanted: str, digits: int | None) -> bool:
     """Equal as mathematics, as words, or as numbers rounded to ``digits`` behind the point."""
-    if answers.same_mathematics(given, wanted) or (_plain(wanted) != "" and _plain(given) == _plain(wanted)):
+    if (_plain(wanted) != "" and _plain(given) == _plain(wanted)) or same_mathematics(given, wanted):
         return True
-    number = answers.rational(answers.normalised(wanted))
-    found = answers.number(given)
-    if number is None or found is None:
+    number, found = answers.number(wanted), answers.number(given)
+    if number is None or found is None or re.fullmatch(r"[^a-zA-Z0-9]*[0-9.,/]+[^a-zA-Z0-9]*", wanted) is None:
         return False
     return found == number if digits is None else round(found, digits) == round(number, digits)
 
