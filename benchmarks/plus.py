@@ -26,7 +26,6 @@ from quality import goodness
 from tables import table
 
 import wino
-from wino.cli.report import progress
 from wino.cli.train import quiet_training
 from wino.config import GenerationConfig
 from wino.files import write_atomically
@@ -34,6 +33,7 @@ from wino.models.loading import bundled_folder
 from wino.multimodal import load as load_with_pictures
 from wino.plus.collect import THRESHOLD, THRESHOLD_BACK, collect, training_items
 from wino.plus.records import filter_best, read_trajectories, write_trajectories
+from wino.progress import ProgressReport
 from wino.tasks import PICTURE_TASKS, TASKS, Item, Task
 from wino.tasks.calibration import plot_reliability, reliability
 from wino.tasks.curve import Point, Workbench, compare, markdown_table, plot_curves
@@ -134,9 +134,17 @@ def collected(campaign: Campaign) -> dict[str, Path]:
             max_new_tokens=task.max_new_tokens, threshold=THRESHOLD, threshold_back=THRESHOLD_BACK
         )
         items = training_items(task, campaign.collected, COLLECTION_SEED)
-        with progress(len(items), f"collect {task.name}") as advance:
+        with ProgressReport(f"collect {task.name}", len(items)) as report:
             collect(
-                model, tokenizer, task, items, records, config, name=campaign.base, batch_size=128, on_items=advance
+                model,
+                tokenizer,
+                task,
+                items,
+                records,
+                config,
+                name=campaign.base,
+                batch_size=128,
+                on_items=report.advance,
             )
         write_trajectories(best[task.name], filter_best(records))
     return best
@@ -197,8 +205,8 @@ def held_out_items(task: Task, count: int) -> list[Item]:
 
 def measured(bench: Workbench, task: Task, split: str, count: int, settings: Sequence[GenerationConfig]) -> list[Point]:
     items = held_out_items(task, count) if split == "heldout" else list(itertools.islice(task.items(split), count))
-    with progress(len(items) * len(settings), f"{bench.label} {task.name} {split}") as advance:
-        results = [bench.run(task, items, config, on_batch=advance) for config in settings]
+    with ProgressReport(f"{bench.label} {task.name} {split}", len(items) * len(settings)) as report:
+        results = [bench.run(task, items, config, on_batch=report.advance) for config in settings]
     return [Point(task.name, bench.label, c.decoder, c, r) for c, r in zip(settings, results, strict=True)]
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from tables import percent, settings_of, table
 
 import wino
 from wino.config import GenerationConfig
 from wino.files import write_atomically
 from wino.models.loading import bundled_folder
+from wino.progress import ProgressReport
 from wino.tasks import TASKS, Task
 from wino.tasks.curve import Workbench, plot_curves
 from wino.tasks.evaluation import Evaluation
@@ -53,10 +53,9 @@ class Bench(Workbench):
 
     def first(self, task: Task, split: str, count: int, config: GenerationConfig) -> Evaluation:
         """The first ``count`` items of a split."""
-        with Progress(transient=True) as progress:
-            bar = progress.add_task(f"{task.name} {config.decoder}", total=count)
+        with ProgressReport(f"{task.name} {config.decoder}", count) as report:
             items = list(itertools.islice(task.items(split), count))
-            return self.run(task, items, config, on_batch=lambda n: progress.advance(bar, n))
+            return self.run(task, items, config, on_batch=report.advance)
 
 
 def with_task(task: Task, decoder: str, **settings: Any) -> GenerationConfig:

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from small_mmada import save_small_mmada
 from typer.testing import CliRunner, Result
 
-from wino.cli import app, gallery
+import wino_kernels
+from wino.cli import app, gallery, report
 from wino.cli import demo as demo_module
 from wino.cli.board import TAKEN_BACK, Board, Glyphs, LiveDecode, half_blocks
 from wino.cli.errors import describe, one_line
@@ -39,6 +40,7 @@ from wino.decoders import DECODERS
 from wino.files import write_atomically
 from wino.pretrain import Recipe, build_model, build_tokenizer
 from wino.tasks import PICTURE_TASKS, TASKS
+from wino.tasks.evaluation import Evaluation
 from wino.tasks.scenes import render, scene_of
 from wino.trace import StepRecord
 
@@ -105,6 +107,21 @@ def test_help_names_every_command_and_version_prints_one() -> None:
     assert re.fullmatch(r"wino \d+\.\d+\.\d+\S*\n", succeeds("--version"))
 
 
+COMMANDS = ("demo", "generate", "eval", "bench", "collect", "train", "merge", "doctor")
+
+
+def test_summaries_are_whole_and_every_command_has_an_example() -> None:
+    assert not re.search(r"\w\.\.\.", succeeds("--help") + succeeds("trajectories"))
+    assert succeeds("trajectories") == succeeds("trajectories", "--help")
+    of_records = [("trajectories", name) for name in ("filter", "stats", "show", "merge")]
+    for command in [*((name,) for name in COMMANDS), *of_records]:
+        assert f"Example: wino {' '.join(command)}" in succeeds(*command, "--help")
+
+
+def test_completion_can_be_installed() -> None:
+    assert "--install-completion" in succeeds("--help")
+
+
 @pytest.mark.parametrize("command", ["demo", "generate", "eval", "doctor"])
 def test_help_of_a_command_explains_each_option(command: str) -> None:
     text = succeeds(command, "--help")
@@ -123,6 +140,13 @@ def test_help_imports_nothing_heavy() -> None:
     run = subprocess.run([sys.executable, "-c", code, "generate", "--help"], capture_output=True, text=True, check=True)
     assert "--threshold-back" in run.stdout
     assert not {"torch", "transformers", "tokenizers", "numpy"} & set(run.stdout.splitlines()[-1].split())
+
+
+def test_the_version_imports_nothing_heavy() -> None:
+    code = "import sys, wino.cli\ntry: wino.cli.main()\nfinally: print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(f"wino {wino_kernels.__version__}\n")
+    assert not {"torch", "transformers", "numpy"} & set(run.stdout.splitlines()[-1].split())
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------
@@ -493,17 +517,30 @@ def test_demo_into_a_pipe_is_plain_text(checkpoint: Path, tmp_path: Path) -> Non
         assert f"{task.name}: {task.title}, 2 held-out problems" in text
         assert re.search(rf"^{task.name}: WINO \d+\.\d % in .* \(95 % interval", text, flags=re.MULTILINE)
     assert len(re.findall(r"^decoder  .*\n(?:.+\n){5}", text, flags=re.MULTILINE)) == len(TASKS)
-    assert text.count("WINO, wide in, narrow out: ") == len(TASKS)
+    assert all(text.count(f"  {title}: ") == len(TASKS) for title in demo_module.SHOWN.values())
     svg = picture.read_text()
     xml.etree.ElementTree.fromstring(svg)
     assert "@font-face" not in svg and "url(https" not in svg and "WINO" in svg
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_tables_fit_the_terminal(width: int) -> None:
+    figures = Evaluation(["a"] * 100, [True] * 50 + [False] * 50, [20] * 100, [3] * 100, 0.01, scores={"cider": 1.234})
+    labels = ("low_confidence, 4 a step", "confidence_threshold", "wino")
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False)
+    report.print_table(console, dict.fromkeys(labels, figures))
+    lines = plain(console.file.getvalue())  # type: ignore[attr-defined]
+    assert max(map(cell_len, lines)) <= width
+    screen = "\n".join(lines)
+    assert all(re.search(rf"^{label.split()[0]}.* 50\.0 ", screen, re.MULTILINE) for label in labels)
+    assert ("tok/s" in lines[0]) == (width >= 88) and ("A wider terminal shows" in screen) == (width < 88)
 
 
 def plain(frame: str) -> list[str]:
     return Text.from_ansi(frame).plain.splitlines()
 
 
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", [40, 80, 100])
 def test_demo_on_a_terminal_fits_and_is_short(session: Session, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     now = [0.0]
@@ -612,7 +649,7 @@ def test_picture_demo_into_a_pipe_is_plain_text(seeing: Path, tmp_path: Path) ->
         assert re.search(rf"^{task.name}: WINO \d+\.\d % in ", text, flags=re.MULTILINE)
     assert re.search(r"^decoder +acc % +95 % CI +cider +steps", text, flags=re.MULTILINE)
     assert re.search(r"^caption: .* CIDER: WINO \d+\.\d{3}, one token a pass", text, flags=re.MULTILINE)
-    for title in demo_module.SHOWN_OF_PICTURES.values():
+    for title in demo_module.SHOWN.values():
         assert text.count(f"  {title}: ") == len(PICTURE_TASKS)
     assert len(re.findall(r"\d of \d objects drawn as asked", text)) == 4
     with Image.open(sheet) as image:
@@ -631,14 +668,14 @@ def test_picture_demo_on_a_terminal_fits(seeing: Path, width: int, monkeypatch: 
     task = PICTURE_TASKS["caption"]
     drawn_on = io.StringIO()
     console = Console(file=drawn_on, force_terminal=True, width=width, height=50, highlight=False)
-    show = demo_module.prepare(session, task, 0, demo_module.SHOWN_OF_PICTURES)
+    show = demo_module.prepare(session, task, 0)
     demo_module.play(console, session, show, animate=False, speed=1.0)
     drawn, config = gallery.draw_captions(session, 4, 0)
     gallery.print_drawn(console, drawn, config)
     lines = plain(drawn_on.getvalue())
     assert max(map(cell_len, lines)) <= width and sum("\u2580" in line for line in lines) >= 16 + 12
     screen = "\n".join(lines)
-    assert all(title in screen for title in demo_module.SHOWN_OF_PICTURES.values())
+    assert all(title in screen for title in demo_module.SHOWN.values())
     assert screen.count("\u2500 solved \u2500") + screen.count("\u2500 wrong \u2500") == len(show.decodes)
     assert config.seed == 0 and config.decoder == "maskgit"
 

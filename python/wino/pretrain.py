@@ -22,12 +22,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 from .models.llada import LLaDAConfig, LLaDAModelLM
+from .progress import ProgressReport
 from .tasks import TASKS, Item, Task
 from .tasks.evaluation import encode_answers
 
@@ -292,21 +292,14 @@ def run(
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         start, spent = state["step"], state["seconds"]
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
     began = time.monotonic() - spent
-    with Progress(*columns) as progress, (folder / "log.jsonl").open("a") as log:
-        bar = progress.add_task("training", total=recipe.steps, completed=start, loss="")
+    report = ProgressReport("training", recipe.steps, done=start, keep=True)
+    with report, (folder / "log.jsonl").open("a") as log:
         for step in range(start, recipe.steps):
             losses = take_step(step)
             if not all(map(math.isfinite, losses.values())):
                 raise RuntimeError(f"the loss is not finite at step {step}: {losses}")
-            progress.update(bar, advance=1, loss="  ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+            report.update(step + 1, "  ".join(f"{k} {v:.3f}" for k, v in losses.items()))
             log.write(json.dumps({"step": step, "seconds": round(time.monotonic() - began, 1), **losses}) + "\n")
             if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
                 log.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import runpy
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +27,6 @@ app = typer.Typer(
     cls=OneLineErrors,
     help="Decode masked diffusion language models with revocable parallel decoding (WINO).",
     epilog=_EPILOG,
-    add_completion=False,
     pretty_exceptions_enable=False,
     invoke_without_command=True,
     rich_markup_mode="rich" if sys.stdout is not None and sys.stdout.isatty() else None,
@@ -132,21 +133,30 @@ def main() -> None:
     app(prog_name="wino")
 
 
+def _version() -> str:
+    """The package's version, read without importing the package, which would import Torch."""
+    package = importlib.util.find_spec("wino_kernels")
+    assert package is not None and package.origin is not None
+    return runpy.run_path(str(Path(package.origin).with_name("_version.py")))["__version__"]
+
+
 @app.callback()
 def _root(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        from wino_kernels import __version__
-
-        print(f"wino {__version__}")
+        print(f"wino {_version()}")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
 
 
-@app.command("demo")
+@app.command(
+    "demo",
+    short_help="Watch held-out problems being solved side by side, then compare all decoders.",
+    epilog="Example: wino demo --fast",
+)
 def demo_command(
     model: Annotated[
         str | None, typer.Option(help=f"{_MODEL_HELP} wino-tiny, or wino-tiny-mmada with --multimodal, if left out.")
@@ -183,7 +193,7 @@ def demo_command(
     run(name, device, items=items, seed=seed, animation=animation, fast=fast, record=record)
 
 
-@app.command("generate")
+@app.command("generate", short_help="Decode prompts.", epilog='Example: wino generate "sum 34+08-15+27-01"')
 def generate_command(
     ctx: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What to ask; - reads prompts from standard input.")] = None,
@@ -241,7 +251,11 @@ def generate_command(
     )
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    short_help="Measure decoders on a task: accuracy, steps, speed.",
+    epilog="Example: wino eval --task sudoku --n 50 --decoder wino --threshold 0.8",
+)
 def eval_command(
     ctx: typer.Context,
     task: Annotated[list[str], typer.Option(help=f"One of {_TASK_NAMES}; several with --out.")],
@@ -334,7 +348,11 @@ def eval_command(
     )
 
 
-@app.command("bench")
+@app.command(
+    "bench",
+    short_help="Measure how fast a model decodes here.",
+    epilog="Example: wino bench --trunk 4x256 --prompt 512 --modes exact,dual",
+)
 def bench_command(
     ctx: typer.Context,
     model: Model = "wino-tiny",
@@ -402,7 +420,11 @@ def bench_command(
     )
 
 
-@app.command("collect")
+@app.command(
+    "collect",
+    short_help="Record how WINO decodes a training set, for WINO+.",
+    epilog="Example: wino collect --task sudoku --items 200 --out sudoku.jsonl",
+)
 def collect_command(
     ctx: typer.Context,
     task: Annotated[str, typer.Option(help=f"One of {_TASK_NAMES}.")],
@@ -450,11 +472,21 @@ def collect_command(
     )
 
 
-trajectories_app = typer.Typer(help="Filter, merge and look at collected records.", no_args_is_help=True)
+trajectories_app = typer.Typer(help="Filter, merge and look at collected records.", invoke_without_command=True)
 app.add_typer(trajectories_app, name="trajectories")
 
 
-@trajectories_app.command("filter")
+@trajectories_app.callback()
+def _trajectories(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+@trajectories_app.command(
+    "filter",
+    short_help="Keep the correct records, one per item.",
+    epilog="Example: wino trajectories filter sudoku.jsonl best.jsonl",
+)
 def filter_command(source: Records, out: Annotated[Path, typer.Argument(help="File to write.")]) -> None:
     """Keep the correct records, one per item: lowest temperature, then fewest steps."""
     from .trajectories import run_filter
@@ -462,7 +494,11 @@ def filter_command(source: Records, out: Annotated[Path, typer.Argument(help="Fi
     run_filter(source, out)
 
 
-@trajectories_app.command("stats")
+@trajectories_app.command(
+    "stats",
+    short_help="How many are correct, and when tokens were accepted.",
+    epilog="Example: wino trajectories stats sudoku.jsonl",
+)
 def stats_command(source: Records) -> None:
     """How many are correct, and when their tokens were accepted."""
     from .trajectories import run_stats
@@ -470,7 +506,9 @@ def stats_command(source: Records) -> None:
     run_stats(source)
 
 
-@trajectories_app.command("show")
+@trajectories_app.command(
+    "show", short_help="Draw one record step by step.", epilog="Example: wino trajectories show sudoku.jsonl --index 3"
+)
 def show_command(
     source: Records,
     unique_id: Annotated[str | None, typer.Option("--id", help="The record's unique_id.")] = None,
@@ -483,7 +521,11 @@ def show_command(
     run_show(source, unique_id, index, model)
 
 
-@trajectories_app.command("merge")
+@trajectories_app.command(
+    "merge",
+    short_help="Put several files into one.",
+    epilog="Example: wino trajectories merge a.jsonl b.jsonl both.jsonl",
+)
 def merge_records_command(
     files: Annotated[list[Path], typer.Argument(help="Files to read, then the file to write.", exists=False)],
 ) -> None:
@@ -495,7 +537,11 @@ def merge_records_command(
     run_merge(files[:-1], files[-1])
 
 
-@app.command("train")
+@app.command(
+    "train",
+    short_help="Train a model to follow recorded trajectories (WINO+).",
+    epilog="Example: wino train --config llada-8b",
+)
 def train_command(
     config: Annotated[str, typer.Option(help="A recipe (YAML), or the name of one that comes with the package.")],
     model: Annotated[str | None, typer.Option(help="Instead of the recipe's base model.")] = None,
@@ -507,7 +553,11 @@ def train_command(
     run_train(config, model, output)
 
 
-@app.command("merge")
+@app.command(
+    "merge",
+    short_help="Merge a trained adapter into its base.",
+    epilog="Example: wino merge --base wino-tiny --adapter runs/tiny/final --out wino-mine",
+)
 def merge_command(
     adapter: Annotated[Path, typer.Option(help="The folder `final` of a stage of wino train.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -519,7 +569,9 @@ def merge_command(
     run_merge(base, adapter, out)
 
 
-@app.command("doctor")
+@app.command(
+    "doctor", short_help="Say what this machine has, and which kernels serve it.", epilog="Example: wino doctor"
+)
 def doctor_command() -> None:
     """Say what this machine has, which kernels serve it and why others do not."""
     from .doctor import run_doctor

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ..files import write_atomically
+from ..progress import ProgressReport
 from .errors import BadInputError
-from .report import progress
+from .report import print_rows
 from .session import check_writable, open_session, status, text_lines
 
 MODES: dict[str, dict[str, Any]] = {
@@ -36,8 +35,8 @@ _RANDOM_VOCABULARY = 126464
 _LEGEND = (
     "Times are medians of interleaved rounds, ratios are published / ours per sequence with their 95 % interval "
     "(of fewer than six rounds: the extremes). steps: forward passes a sequence; tok/fwd: answer tokens per forward; "
-    "ms/step and its parts: trunk, head (the matrix product alone), scoring, everything else; MiB: peak memory per "
-    "sequence beyond the model; equal: generated tokens equal to the first row's."
+    "MiB: peak memory per sequence beyond the model; equal: generated tokens equal to the first row's; ms a step: the "
+    "trunk, the head (the matrix product alone), scoring, everything else."
 )
 
 
@@ -104,15 +103,15 @@ def run_bench(
 
     from ..benchmark import Workload, calls, measure
 
-    console, records = Console(highlight=False, width=None if sys.stdout.isatty() else 200), []
-    with progress(len(subject.prompts) * calls(len(chosen), rounds, published), subject.name) as advance:
+    console, records = Console(highlight=False), []
+    with ProgressReport(subject.name, len(subject.prompts) * calls(len(chosen), rounds, published)) as report:
         results = [
-            (label, measure(workload, chosen, rounds=rounds, published=published, on_call=lambda: advance(1)))
+            (label, measure(workload, chosen, rounds=rounds, published=published, on_call=report.advance))
             for label, workload in _workloads(subject, Workload)
         ]
     for label, measured in results:
         console.print(f"{subject.name}: {label}", markup=False, soft_wrap=True)
-        console.print(_table(measured.figures, console.is_terminal))
+        _print_tables(console, measured.figures)
         if measured.margin is not None:
             console.print(_equality(measured), style="dim", soft_wrap=not console.is_terminal)
         records += [{"workload": label, "margin": measured.margin, **row.row()} for row in measured.figures.values()]
@@ -225,31 +224,32 @@ def _check_lengths(subject: Subject) -> None:
         raise BadInputError(f"prompt: with the generation {longest} positions are needed, the model's limit is {limit}")
 
 
-def _table(figures: dict[str, Any], terminal: bool) -> Table:
+def _print_tables(console: Console, figures: dict[str, Any]) -> None:
+    """How fast each mode is, and below that where a step's time goes: each fits into 80 columns."""
     from ..benchmark import PHASES, PUBLISHED
 
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    columns = ("", "tok/s", "ratio", "95 %", "steps", "tok/fwd", "ms/step", *PHASES, "MiB", "equal")
-    for name in columns:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     baseline = figures.get(PUBLISHED, next(iter(figures.values())))
+    speed: list[tuple[str, ...]] = [("", "tok/s", "ratio", "95 %", "steps", "tok/fwd", "MiB", "equal")]
+    times: list[tuple[str, ...]] = [("ms a step", "all", *PHASES)]
     for name, row in figures.items():
         found = row.times_faster_than(baseline)
-        parts = [row.milliseconds.get(phase) for phase in PHASES]
-        table.add_row(
-            name,
-            f"{row.tokens_per_second:.1f}",
-            "" if row is baseline else f"{found.median:.2f}x",
-            "" if row is baseline else f"{found.low:.2f}-{found.high:.2f}",
-            f"{row.steps:.1f}",
-            f"{row.tokens_per_forward:.2f}",
-            f"{row.milliseconds_per_step:.2f}",
-            *("" if part is None else f"{part:.2f}" for part in parts),
-            "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}",
-            f"{row.agreement:.1%}",
-            style="" if row is baseline else "green",
+        ratio, interval = f"{found.median:.2f}x", f"{found.low:.2f}-{found.high:.2f}"
+        speed.append(
+            (
+                name,
+                f"{row.tokens_per_second:.1f}",
+                *(("", "") if row is baseline else (ratio, interval)),
+                f"{row.steps:.1f}",
+                f"{row.tokens_per_forward:.2f}",
+                "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}",
+                f"{row.agreement:.1%}",
+            )
         )
-    return table
+        parts = (row.milliseconds.get(phase) for phase in PHASES)
+        shown = ("" if part is None else f"{part:.2f}" for part in parts)
+        times.append((name, f"{row.milliseconds_per_step:.2f}", *shown))
+    for rows in (speed, times):
+        print_rows(console, rows, green=[name for name, row in figures.items() if row is not baseline])
 
 
 def _equality(measured: Any) -> str:

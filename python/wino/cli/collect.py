@@ -10,10 +10,10 @@ from typing import Any
 from ..config import GenerationConfig
 from ..plus.collect import TEMPERATURES, THRESHOLD, THRESHOLD_BACK, Shard, collect, training_items
 from ..plus.records import read_trajectories
+from ..progress import ProgressReport
 from ..tasks import Item, Task
 from .errors import BadInputError
 from .evaluate import task_to_run
-from .report import progress
 from .session import check_writable, open_session
 
 _GENERATED = 1000
@@ -42,7 +42,7 @@ def run_collect(
     own = {**task.presets.get("wino", {}), "threshold": THRESHOLD, "threshold_back": THRESHOLD_BACK}
     defaults = {"max_new_tokens": task.max_new_tokens, **own}
     config = GenerationConfig(**{**defaults, **settings, "decoder": "wino"})
-    with progress(len(items[shard.rank :: shard.world]), f"{task.name} {shard.rank + 1}/{shard.world}") as advance:
+    with ProgressReport(_share(task, shard), len(items[shard.rank :: shard.world])) as report:
         complete = collect(
             session.model,
             session.tokenizer,
@@ -54,7 +54,7 @@ def run_collect(
             temperatures=TEMPERATURES if temperatures is None else _numbers(temperatures),
             batch_size=batch_size,
             shard=shard,
-            on_items=advance,
+            on_items=report.advance,
         )
     if not complete:
         print(f"process {shard.rank + 1} of {shard.world} is done; others are not yet", file=sys.stderr)
@@ -63,6 +63,10 @@ def run_collect(
     for record in read_trajectories(out):
         total, correct = total + 1, correct + record.correct
     print(f"{out}: {total} records, {correct} correct")
+
+
+def _share(task: Task, shard: Shard) -> str:
+    return task.name if shard.world == 1 else f"{task.name} {shard.rank + 1}/{shard.world}"
 
 
 def _items(task: Task, data: Path | None, n: int | None, item_seed: int) -> list[Item]:

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from ..config import GenerationConfig
 from ..files import write_atomically
+from ..progress import ProgressReport
 from ..tasks import Item, Task
 from ..tasks.curve import Point, Workbench, compare, markdown_table, plot_curves
 from .errors import BadInputError
 from .evaluate import select_configs, select_items, task_to_run
-from .report import progress
 from .session import Session, open_session, require
 
 _SWEPT = ("wino", "confidence_threshold")
@@ -56,12 +56,12 @@ def run_curve(
         for name, (task, _) in chosen.items()
     }
     total = sum(len(configs[label, name]) * len(chosen[name][1]) for label, name in configs)
-    with progress(total, "eval") as advance:
+    with ProgressReport("eval", total) as report:
         for label, session in sessions.items():
             bench = Workbench(label, session.model, session.tokenizer, out / "measured")
             for name, (task, items) in chosen.items():
                 for decoder, config in configs[label, name]:
-                    result = bench.run(task, items, config, batch_size=batch_size, on_batch=advance)
+                    result = bench.run(task, items, config, batch_size=batch_size, on_batch=report.advance)
                     points[name].append(Point(name, label, decoder, config, result))
     _write(out, chosen, points)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -32,14 +32,12 @@ from .evaluate import evaluate_all
 from .report import legend, print_table
 from .session import Session, check_writable, open_session, status
 
-SHOWN = {"low_confidence": "low_confidence, one token a pass", "wino": "WINO, wide in, narrow out"}
-"""The configurations that play side by side: label -> title."""
-
-SHOWN_OF_PICTURES = {
-    "low_confidence": SHOWN["low_confidence"],
-    "confidence_threshold": "confidence threshold, takes nothing back",
-    "wino": SHOWN["wino"],
+SHOWN = {
+    "low_confidence": "one token a pass",
+    "confidence_threshold": "confidence threshold",
+    "wino": "WINO",
 }
+"""The configurations that play side by side: label -> title."""
 
 _CANDIDATES = 16
 _BATCH_SIZE = 50
@@ -49,6 +47,7 @@ _FLASH = 0.6  # share of a tick for which accepted and taken-back tokens stay li
 _PICTURE_WIDTH = 84
 _PICTURE_COLUMNS = (32, 48)  # of a scene on a narrow and on a wide terminal
 _WIDE = 104
+_PANEL_WIDTH = 26
 
 
 @dataclass
@@ -108,7 +107,7 @@ def run_demo(
     )
     say(console, f"{model}: held-out problems, which training never saw (seed {seed}).", "bold")
     if console.is_terminal and animation:
-        say(console, "Both sides play at the same slowed-down pace; tok/s is the real speed.", "dim")
+        say(console, "All play at the same slowed-down pace; tok/s is the real speed.", "dim")
     last = list(TASKS)[-1]
     for task in TASKS.values():
         show = prepare(session, task, seed)
@@ -160,20 +159,19 @@ def heading(console: Console, name: str, title: str) -> None:
         say(console, title)
 
 
-def prepare(session: Session, task: Task, seed: int, shown: Mapping[str, str] = SHOWN) -> Show:
-    """Choose the problem to watch among the first held-out ones, and decode it alone with each decoder of ``shown``."""
+def prepare(session: Session, task: Task, seed: int) -> Show:
+    """Choose the problem to watch among the first held-out ones, and decode it alone with each decoder."""
     configs = decoder_configs(task, session.presets)
     items = list(islice(task.items("heldout", seed), _CANDIDATES))
     with status(f"{task.name}: choosing a problem ..."):
         solved, moves = [True] * len(items), [0] * len(items)
-        for label in shown:
+        for label in SHOWN:
             for i, (correct, taken_back) in enumerate(_outcomes(session, task, items, configs[label])):
                 solved[i] &= correct
                 moves[i] += taken_back
         best = max(range(len(items)), key=lambda i: (solved[i], moves[i]))
-        decodes = [decode_alone(session, task, items[best], configs[label], title) for label, title in shown.items()]
-    everyone = "both" if len(shown) == 2 else "all"
-    which = f"solved by {everyone}, and" if solved[best] else f"none is solved by {everyone}; here"
+        decodes = [decode_alone(session, task, items[best], configs[label], title) for label, title in SHOWN.items()]
+    which = "solved by all, and" if solved[best] else "none is solved by all; here"
     why = f"Chosen from {_CANDIDATES} problems: {which} WINO takes back the most tokens."
     return Show(task, items[best], decodes, why, task.picture(items[best]) if task.has_pictures else None)
 
@@ -244,6 +242,7 @@ class Stage:
         length = show.task.max_new_tokens
         lines, given = layout(show, glyphs, length)
         self.boards = [Board(glyphs, length, lines, given, widths(decode, glyphs, length)) for decode in show.decodes]
+        self.width = console.width
         self.columns = _PICTURE_COLUMNS[console.width >= _WIDE]
         has_scene = show.picture is not None and glyphs.unicode
         self.scene = half_blocks(show.picture, self.columns) if has_scene else None
@@ -263,7 +262,7 @@ class Stage:
             board.settle()
 
     def picture(self, flash: bool) -> RenderableType:
-        """The two panels now."""
+        """The panels now, as many side by side as there is room for."""
         panels = [self._panel(b, decode, flash) for b, decode in zip(self.boards, self.show.decodes, strict=True)]
         grid = Table.grid(expand=True, padding=0)
         if self.scene is not None:
@@ -271,9 +270,11 @@ class Stage:
             grid.add_column(ratio=1)
             grid.add_row(self.scene, Group(*panels))
             return grid
-        for _ in panels:
+        abreast = max(1, min(len(panels), self.width // _PANEL_WIDTH))
+        for _ in range(abreast):
             grid.add_column(ratio=1)
-        grid.add_row(*panels)
+        for first in range(0, len(panels), abreast):
+            grid.add_row(*panels[first : first + abreast])
         return grid
 
     def _panel(self, board: Board, decode: Decode, flash: bool) -> Panel:
@@ -283,20 +284,20 @@ class Stage:
         filled = sum(token is not None for token in board.tokens[: decode.length])
         speed = filled / decode.seconds[passes - 1] if passes else 0.0
         counters = Table.grid(expand=True)
-        for ratio in (3, 4, 3):
-            counters.add_column(ratio=ratio, no_wrap=True)
+        for _ in range(2):
+            counters.add_column(ratio=1, no_wrap=True)
         counters.add_row(
             Text(counted(passes, "pass", "passes"), "bold"),
-            Text(f"{taken_back} taken back" if taken_back else "", "red", justify="center"),
             Text(f"{speed:.0f} tok/s" if passes else "", "dim", justify="right"),
         )
+        undone = Text(f"{taken_back} taken back" if taken_back else "", "red", justify="center")
         verdict = Text("solved", "bold green") if decode.correct else Text("wrong", "bold red")
         outcome = verdict if done else Text("decoding", "bright_black")
         subtitle = None
         if self.show.picture is not None:
-            body, subtitle = Group(board.text(flash), counters), outcome
+            body, subtitle = Group(board.text(flash), counters, undone), outcome
         else:
-            body = Group(Text(), Align.center(board.text(flash)), Text(), counters, Align.center(outcome))
+            body = Group(Text(), Align.center(board.text(flash)), Text(), counters, undone, Align.center(outcome))
         border = ("green" if decode.correct else "red") if done else "bright_black"
         title = Text(decode.title, "bold")
         return Panel(body, title=title, subtitle=subtitle, border_style=border, padding=(0, 1))

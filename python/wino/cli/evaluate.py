@@ -13,12 +13,13 @@ from rich.console import Console
 
 from ..config import GenerationConfig
 from ..files import write_atomically
+from ..progress import ProgressReport
 from ..tasks import SPLITS, Item, Task, get_task
 from ..tasks.evaluation import Evaluation, evaluate
 from ..tasks.presets import decoder_configs, preset_of
 from ..tasks.text import CodeTask, TextTask
 from .errors import BadInputError
-from .report import legend, print_table, progress
+from .report import legend, print_table
 from .session import Presets, Session, check_writable, open_session
 
 _GENERATED = 200
@@ -136,10 +137,10 @@ def evaluate_all(
 ) -> dict[str, Evaluation]:
     """Label -> figures of every configuration on ``items``."""
     evaluations = {}
-    with progress(len(items) * len(configs), task.name) as advance:
+    with ProgressReport(task.name, len(items) * len(configs)) as report:
         for label, config in configs.items():
             evaluations[label] = evaluate(
-                session.model, session.tokenizer, task, items, config, batch_size=batch_size, on_batch=advance
+                session.model, session.tokenizer, task, items, config, batch_size=batch_size, on_batch=report.advance
             )
     return evaluations
 

@@ -21,7 +21,7 @@ from ..tasks.base import Item
 from ..tasks.presets import decoder_configs
 from ..tasks.scenes import DRAWING, SIDE, read_scene, scene_of
 from .board import half_blocks
-from .demo import SHOWN_OF_PICTURES, Decode, compare, counted, decode_alone, heading, play, prepare, say
+from .demo import SHOWN, Decode, compare, counted, decode_alone, heading, play, prepare, say
 from .errors import BadInputError
 from .session import Session, check_writable, open_session, status
 
@@ -55,7 +55,7 @@ def run_gallery(
     console = Console(highlight=False)
     say(console, f"{model}: held-out pictures, which training never saw (seed {seed}).", "bold")
     for task in PICTURE_TASKS.values():
-        show = prepare(session, task, seed, SHOWN_OF_PICTURES)
+        show = prepare(session, task, seed)
         play(console, session, show, animate=animation, speed=3.0 if fast else 1.0)
     drawn, config = draw_captions(session, _DRAWN, seed)
     print_drawn(console, drawn, config)
@@ -103,7 +103,7 @@ def contact_sheet(session: Session, drawn: list[Drawn], seed: int) -> Image.Imag
     sheet = _Sheet()
     sheet.title("Held-out pictures (the first ones, none chosen) and their captions")
     for item in islice(task.items("heldout", seed), _SHEET_ROWS):
-        decodes = [decode_alone(session, task, item, configs[k], title) for k, title in SHOWN_OF_PICTURES.items()]
+        decodes = [decode_alone(session, task, item, configs[k], title) for k, title in SHOWN.items()]
         sheet.described(task.picture(item), decodes)
     sheet.title("Pictures drawn from held-out captions")
     for one in drawn:

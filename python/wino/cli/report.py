@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..tasks.evaluation import Evaluation
@@ -43,18 +40,35 @@ def cells(label: str, evaluation: Evaluation) -> tuple[str, ...]:
     )
 
 
+_LEAST_NEEDED = ("tok/s", "95 % CI", "tok/fwd", "reduction")
+"""Columns that a narrow terminal does without, the first of them first."""
+
+
 def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None:
-    """Print the figures; without box drawing or colour unless ``console`` is a terminal."""
+    """Print the figures; what a narrow terminal has no room for is left out, and said."""
+    columns, kept = header(evaluations), list(header(evaluations))
     rows = [cells(label, evaluation) for label, evaluation in evaluations.items()]
-    columns = header(evaluations)
+    widths = {column[0]: max(map(len, column)) for column in zip(columns, *rows, strict=True)}
+    for name in _LEAST_NEEDED if console.is_terminal else ():
+        if sum(widths[column] + 2 for column in kept) > console.width:
+            kept.remove(name)
+    chosen = [[row[columns.index(name)] for name in kept] for row in (columns, *rows)]
+    print_rows(console, chosen, green=[label for label in evaluations if label.startswith("wino")])
+    if len(kept) < len(columns):
+        missing = ", ".join(name for name in columns if name not in kept)
+        console.print(f"A wider terminal shows {missing} too.", style="dim")
+
+
+def print_rows(console: Console, rows: Sequence[Sequence[str]], green: Sequence[str]) -> None:
+    """Print a header and rows, those whose first cell is in ``green`` in that colour; plain text but on a terminal."""
     if not console.is_terminal:
-        console.file.write(plain_table([columns, *rows]))
+        console.file.write(plain_table(rows))
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(name, justify="left" if name == "decoder" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row, style="bold green" if row[0].startswith("wino") else "")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+    for row in rows[1:]:
+        table.add_row(*row, style="bold green" if row[0] in green else "")
     console.print(table)
 
 
@@ -68,15 +82,3 @@ def plain_table(rows: Sequence[Sequence[str]]) -> str:
         )
         lines.append("  ".join((first, *rest)))
     return "\n".join(lines) + "\n"
-
-
-@contextmanager
-def progress(total: int, description: str) -> Iterator[Callable[..., None]]:
-    """A bar on stderr while a person waits; yields ``advance(count)``."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from ..files import write_atomically
+from ..progress import ProgressReport
 
 #: The loss's parts, each beside the name of the number of rows that it is a mean of.
 COUNT_OF = {
@@ -66,24 +65,25 @@ class ProgressLine(TrainerCallback):
     """Steps done and the last logged loss, on stderr."""
 
     def __init__(self, name: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True))
         self._name = name
+        self._report: ProgressReport | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._progress.disable = not state.is_world_process_zero
-        self._progress.start()
-        self._bar = self._progress.add_task(self._name, total=state.max_steps, completed=state.global_step, loss="")
+        if state.is_world_process_zero:
+            self._report = ProgressReport(self._name, state.max_steps, done=state.global_step, keep=True)
+            self._report.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._progress.update(self._bar, completed=state.global_step)
+        if self._report is not None:
+            self._report.update(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
-        if logs and "loss" in logs:
-            self._progress.update(self._bar, loss=f"loss {logs['loss']:.4f}")
+        if self._report is not None and logs and "loss" in logs:
+            self._report.update(note=f"loss {logs['loss']:.4f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._progress.stop()
+        if self._report is not None:
+            self._report.__exit__(None, None, None)
 
 
 class LossTable(TrainerCallback):
