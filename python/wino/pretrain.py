@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 from .models.llada import LLaDAConfig, LLaDAModelLM
+from .models.loading import save_tokenizer
 from .progress import ProgressReport
 from .tasks import TASKS, Item, Task
 from .tasks.evaluation import encode_answers
@@ -285,7 +286,7 @@ def run(
     checkpoint = folder / "checkpoint.pt"
     start, spent = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
+        state = torch.load(checkpoint, weights_only=True)
         if state["recipe"] != asdict(recipe):
             raise ValueError(f"{checkpoint} belongs to another recipe; remove {folder} or choose another folder")
         model.load_state_dict(state["model"])
@@ -316,13 +317,7 @@ def run(
 def save_model_folder(model: LLaDAModelLM, folder: Path, tokenizer: Any = None) -> None:
     """The finished model as a Hugging Face folder: bfloat16 weights, configuration, tokenizer (None: of the texts)."""
     model.bfloat16().save_pretrained(folder)
-    (tokenizer or build_tokenizer()).save_pretrained(folder)
-    # transformers 5 names a class that 4 does not know, and keeps the template in a file that 4 does not read.
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    settings.update(tokenizer_class="PreTrainedTokenizerFast", chat_template=CHAT_TEMPLATE)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    save_tokenizer(tokenizer or build_tokenizer(), folder)
 
 
 def main() -> None:

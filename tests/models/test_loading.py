@@ -110,7 +110,7 @@ def test_another_models_folder(folder: Path) -> None:
     [
         ("{", "is not valid JSON"),
         ("{}", "expected weight_map"),
-        ("[]", "expected weight_map"),
+        ("[]", "expected an object, got list"),
         ('{"weight_map": ["model.safetensors"]}', "expected weight_map"),
         ('{"weight_map": {"model.transformer.ln_f.weight": 1}}', "expected weight_map"),
     ],

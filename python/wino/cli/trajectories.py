@@ -100,8 +100,6 @@ def _tokenizer(model: str | None) -> Any:
     if model is None:
         raise BadInputError("the record names no model: say whose tokenizer it is with --model")
     with status(f"loading the tokenizer of {model} ..."):
-        from transformers import AutoTokenizer
+        from ..models.loading import checkpoint_folder, read_tokenizer
 
-        from ..models.loading import checkpoint_folder
-
-        return AutoTokenizer.from_pretrained(checkpoint_folder(model))
+        return read_tokenizer(checkpoint_folder(model))

@@ -12,60 +12,29 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from .architecture import (
+    DROPOUTS,
+    FIXED_FIELDS,
+    SIZE,
+    check_architecture,
+    check_field,
+    check_foreign,
+    rope_theta_of,
+    take_synonyms,
+    warn_of_unknown,
+)
 from .forward import Known, RMSNorm, block_forward, call_block, check_modules, language_model_forward
-
-# Fields of the authors' configuration that would change the forward pass, and their values in LLaDA-8B, ours first.
-_FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
-    "block_type": ("llama",),
-    "activation_type": ("silu",),
-    "layer_norm_type": ("rms",),
-    "layer_norm_with_affine": (True,),
-    "bias_for_layer_norm": (False, None),
-    "attention_layer_norm": (False,),
-    "input_emb_norm": (False,),
-    "rope": (True,),
-    "alibi": (False,),
-    "multi_query_attention": (None, False),
-}
-_SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size", "max_sequence_length")
-
-#: Configuration fields that only matter for training.
-DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
-
-
-def check_architecture(config: Any) -> None:
-    """Raise ``ValueError`` if ``config`` (ours or the authors') asks for a forward pass that LLaDA-8B does not use.
-
-    Fields that ``config`` does not have count as LLaDA-8B's.
-    """
-    for name, allowed in _FIXED_FIELDS.items():
-        value = getattr(config, name, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"LLaDA configuration: {name}={value!r} is not supported, only {allowed[0]!r}")
-    if getattr(config, "include_bias", False) and getattr(config, "bias_for_layer_norm", False) is None:
-        raise ValueError("LLaDA configuration: bias_for_layer_norm=None is not supported with include_bias=True")
-    sizes = {name: getattr(config, name, None) for name in _SIZES}
-    sizes["embedding_size"] = getattr(config, "embedding_size", None) or None  # 0 stands for vocab_size, like None
-    for name, value in sizes.items():
-        if value is not None and not (isinstance(value, int) and value > 0):
-            raise ValueError(f"LLaDA configuration: {name} must be a positive integer, got {value!r}")
-    if config.d_model % config.n_heads or (config.d_model // config.n_heads) % 2:
-        raise ValueError(
-            "LLaDA configuration: d_model must be an even multiple of n_heads, "
-            f"got {config.d_model} and {config.n_heads}"
-        )
-    n_kv_heads = config.n_heads if config.n_kv_heads is None else config.n_kv_heads
-    if config.n_heads % n_kv_heads:
-        raise ValueError(f"LLaDA configuration: n_kv_heads must divide n_heads, got {n_kv_heads} and {config.n_heads}")
 
 
 class LLaDAConfig(PretrainedConfig):
     """Configuration with the field names of the published checkpoints.
 
-    Fields of the authors' configuration that only matter for training (dropouts, initialisation) are kept and ignored.
+    Fields of the authors' configuration that only matter for training (dropouts, initialisation) are kept and ignored;
+    so are fields that are not known, with a warning. ``rope_theta`` may stand in ``rope_parameters``, where newer
+    versions of transformers keep it; without either it is 500000.
 
     Raises:
-        ValueError: a field would change the forward pass in a way LLaDA-8B does not use.
+        ValueError: a field has a wrong type or value, or would change the forward pass in a way LLaDA-8B does not use.
     """
 
     model_type = "llada"
@@ -82,12 +51,12 @@ class LLaDAConfig(PretrainedConfig):
         vocab_size: int = 126464,
         embedding_size: int | None = None,
         max_sequence_length: int = 4096,
-        rope_theta: float = 500000.0,
+        rope_theta: float | None = None,
         rope_full_precision: bool = True,
         rms_norm_eps: float = 1e-5,
         mask_token_id: int = 126336,
-        eos_token_id: int = 126081,
-        pad_token_id: int = 126081,
+        eos_token_id: int | list[int] | None = 126081,
+        pad_token_id: int | None = 126081,
         weight_tying: bool = False,
         include_bias: bool = False,
         include_qkv_bias: bool = False,
@@ -95,16 +64,18 @@ class LLaDAConfig(PretrainedConfig):
         init_std: float = 0.02,
         **kwargs: Any,
     ) -> None:
+        rope = {name: kwargs.pop(name, None) for name in ("rope_parameters", "rope_scaling")}
+        theta = rope_theta_of(rope)
         self.d_model = d_model
         self.n_heads = n_heads
         self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         self.n_layers = n_layers
-        self.mlp_hidden_size = mlp_ratio * d_model if mlp_hidden_size is None else mlp_hidden_size
         self.mlp_ratio = mlp_ratio
+        self.mlp_hidden_size: Any = mlp_hidden_size
         self.vocab_size = vocab_size
-        self.embedding_size = embedding_size or vocab_size
+        self.embedding_size: Any = embedding_size
         self.max_sequence_length = max_sequence_length
-        self.rope_theta = rope_theta
+        self.rope_theta = rope_theta if rope_theta is not None else 500000.0 if theta is None else theta
         self.rope_full_precision = rope_full_precision
         self.rms_norm_eps = rms_norm_eps
         self.mask_token_id = mask_token_id
@@ -114,15 +85,22 @@ class LLaDAConfig(PretrainedConfig):
         self.scale_logits = scale_logits
         self.init_std = init_std
         # Written out because the authors' defaults differ: a checkpoint of ours must mean the same to their code.
-        for name, allowed in _FIXED_FIELDS.items():
+        for name, allowed in FIXED_FIELDS.items():
             setattr(self, name, kwargs.pop(name, allowed[0]))
         for name in DROPOUTS:
             setattr(self, name, kwargs.pop(name, 0.0))
         self.block_group_size = kwargs.pop("block_group_size", 1)
-        check_architecture(self)
+        self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
+        check_architecture(self, rope)
         if self.block_group_size != 1:
-            raise ValueError(f"LLaDA configuration: block_group_size must be 1, got {self.block_group_size}")
-        # Tying is expressed by the absence of ff_out; transformers must not tie a second time.
+            raise ValueError(f"LLaDA configuration: block_group_size must be 1, got {self.block_group_size!r}")
+        self.mlp_hidden_size = mlp_ratio * d_model if mlp_hidden_size is None else mlp_hidden_size
+        self.embedding_size = embedding_size or vocab_size
+        check_field("mlp_hidden_size", self.mlp_hidden_size, SIZE)
+        take_synonyms(self, kwargs)
+        warn_of_unknown(check_foreign(kwargs))
+        # Whether the head is tied is weight_tying alone, as to the authors' code; transformers must not tie a second
+        # time.
         kwargs["tie_word_embeddings"] = False
         kwargs.update(eos_token_id=eos_token_id, pad_token_id=pad_token_id)
         super().__init__(**kwargs)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from ..files import write_atomically
+from ..foreign import read_json
+from .architecture import of_checkpoint
 from .llada import LLaDAConfig, LLaDAModelLM
 from .mmada import MMadaConfig, MMadaModelLM
 
@@ -26,11 +31,14 @@ BUNDLED = "wino-tiny"
 _RECIPES = {BUNDLED: "make tiny", "wino-tiny-plus": "make plus", "wino-tiny-mmada": "make tiny-mmada"}
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
+_DTYPES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # of safetensors; all others are of quantised weights
+_LARGEST_HEADER = 1 << 24  # bytes; LLaDA-8B's has 35,000
+_BLOCK = re.compile(r"model\.transformer\.blocks\.(\d{1,9})\.")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def load(
-    name_or_path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    name_or_path: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
 ) -> tuple[LLaDAModelLM, PreTrainedTokenizerBase]:
     """A LLaDA or MMaDA in evaluation mode, and its tokenizer.
 
@@ -38,22 +46,38 @@ def load(
         name_or_path: one that comes with the package: ``"wino-tiny"``, ``"wino-tiny-plus"`` (the same after WINO+)
             or ``"wino-tiny-mmada"``; or a folder in the Hugging Face layout of LLaDA or MMaDA (``config.json``,
             safetensors in one file or sharded, tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
-        dtype: of the parameters; None: that of the checkpoint's embedding (bfloat16 for ours and LLaDA-8B).
+        dtype: of the parameters, or its name, such as "bfloat16"; None: that of the checkpoint's embedding (bfloat16
+            for ours and LLaDA-8B).
         device: where to put the model; None: the CPU.
 
     Raises:
         FileNotFoundError: no such folder or hub id, or a file is missing from it.
+        TypeError: a dtype that is neither a ``torch.dtype`` nor a text.
         ValueError: a checkpoint of neither, or tensors are missing, unexpected or misshapen (named); found before any
-            weight is read.
+            weight is read. No floating-point dtype. A file that leads out of the folder. Code that the checkpoint
+            brings never runs, and pickled weights are not read.
     """
+    wanted = None if dtype is None else floating_dtype(dtype)
     folder = checkpoint_folder(name_or_path)
+    check_links(folder)
     config = _read_config(folder)
     shards = _check_tensors(folder, config)
     generation_config = _read_generation_config(folder)
-    model = _read_model(shards, config, dtype, torch.device("cpu" if device is None else device))
+    tokenizer = read_tokenizer(folder, config)
+    model = _read_model(shards, config, wanted, torch.device("cpu" if device is None else device))
     if generation_config is not None:
         model.generation_config = generation_config
-    return model, _read_tokenizer(folder)
+    return model, tokenizer
+
+
+def floating_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """``dtype`` or what it names, "bfloat16" or "torch.bfloat16". See :func:`load` for what it raises."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(dtype, str | torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype or its name, got {type(dtype).__name__}")
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+        raise ValueError(f"dtype: expected bfloat16, float16, float32 or float64, got {dtype!r:.60}")
+    return found
 
 
 def checkpoint_folder(name_or_path: str | Path) -> Path:
@@ -94,18 +118,37 @@ def local_folder(
         raise FileNotFoundError(f"{name_or_path}: no such folder, and the hub did not deliver it ({reason})") from error
 
 
+def check_links(folder: Path) -> None:
+    """Raise ``ValueError`` if a file of ``folder`` that is read with a model is a link to what lies outside.
+
+    Links into the blobs of a hub cache, which every downloaded snapshot consists of, are followed.
+    """
+    for pattern in (*_HUB_FILES, "additional_chat_templates/*"):
+        for path in folder.glob(pattern):
+            inside(folder, path)
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """``path`` with its links followed. Raises ``ValueError`` if that is neither in ``folder`` nor in a hub cache."""
+    target, home = path.resolve(), folder.resolve()
+    in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    if home not in target.parents and not in_cache:
+        raise ValueError(f"{path} leads out of its folder; put the file itself there")
+    return target
+
+
 def _read_config(folder: Path) -> LLaDAConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json")
-    fields = _read_json(path)
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type not in MODELS:
+    fields = _read_object(path)
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in MODELS:
         expected = " or ".join(repr(name) for name in MODELS)
-        raise ValueError(f"{path}: expected model_type {expected}, got {model_type!r}")
+        raise ValueError(f"{path}: expected model_type {expected}, got {model_type!r:.60}")
     try:
-        config = MODELS[model_type][0].from_pretrained(folder)
-    except ValueError as error:
+        config = MODELS[model_type][0].from_dict(of_checkpoint(fields))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     config.name_or_path = str(folder)
     return config
@@ -116,20 +159,17 @@ def _read_generation_config(folder: Path) -> GenerationConfig | None:
     path = folder / GENERATION_CONFIG_NAME
     if not path.is_file():
         return None
-    fields = _read_json(path)
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: expected an object, got {type(fields).__name__}")
     try:
-        return GenerationConfig(**fields)
-    except (TypeError, ValueError) as error:
+        return GenerationConfig(**_read_object(path))
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object, got {type(content).__name__}")
+    return content
 
 
 def _shard_files(folder: Path) -> list[Path]:
@@ -137,30 +177,68 @@ def _shard_files(folder: Path) -> list[Path]:
     if not index.is_file():
         names = [_WEIGHTS]
     else:
-        content = _read_json(index)
-        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        weight_map = _read_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError(f"{index}: expected weight_map, an object from tensor names to file names")
         names = sorted(set(weight_map.values()))
+        for name in names:
+            if (
+                not name.endswith(".safetensors")
+                or Path(name).is_absolute()
+                or {"..", "\0"} & {*Path(name).parts, *name}
+            ):
+                raise ValueError(f"{index}: expected weights in safetensors files of its folder, got {name!r:.80}")
     for name in names:
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}")
-    return [folder / name for name in names]
+            pickled = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(kind))
+            hint = f" but {_listed(pickled)}: pickled weights can run code and are not read" if pickled else ""
+            raise FileNotFoundError(f"{folder} has no {name}{hint}")
+    return [inside(folder, folder / name) for name in names]
 
 
 def _check_tensors(folder: Path, config: LLaDAConfig) -> list[Path]:
     """The checkpoint's files, after comparing the shapes in their headers with those ``config`` implies."""
-    expected = {name: tuple(value.shape) for name, value in _without_weights(config).state_dict().items()}
     shards = _shard_files(folder)
     found: dict[str, tuple[int, ...]] = {}
     for shard in shards:
-        try:
-            with safe_open(shard, framework="pt") as file:
-                found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{shard} is not a readable safetensors file: {error}") from error
+        for name, dtype, shape in read_header(shard):
+            if name in found:
+                raise ValueError(f"{shard}: the tensor {name:.80} is in another file too")
+            if dtype not in _DTYPES:
+                raise ValueError(
+                    f"{shard}: the tensor {name:.80} is {dtype}; quantised weights are not supported, only "
+                    f"{', '.join(_DTYPES)}"
+                )
+            found[name] = shape
+    # A million layers are told from the names, before anything is built.
+    blocks = {int(match[1]) for match in map(_BLOCK.match, found) if match}
+    if len(blocks) != config.n_layers:
+        raise ValueError(
+            f"the checkpoint {folder} does not fit its config.json: it has tensors of {len(blocks)} blocks, n_layers "
+            f"is {config.n_layers}"
+        )
+    expected = {name: tuple(value.shape) for name, value in _without_weights(config).state_dict().items()}
     check_shapes(f"the checkpoint {folder}", found, expected)
     return shards
+
+
+def read_header(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of every tensor in a safetensors file.
+
+    Raises:
+        ValueError: the file is not one, or its header is larger than that of any model.
+    """
+    try:
+        with open(path, "rb") as head:
+            length = int.from_bytes(head.read(8), "little")
+        if length > _LARGEST_HEADER:
+            raise ValueError(f"{path} is not a readable safetensors file: a header of {length} bytes")
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                yield name, part.get_dtype(), tuple(part.get_shape())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def check_shapes(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -188,11 +266,18 @@ def _read_model(
     model = _without_weights(config)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        tensors.update(load_file(shard, device=str(device)))
+        tensors.update(load_weights(shard, str(device)))
     model.load_state_dict(tensors, assign=True)
     module: nn.Module = model
     module.to(dtype or tensors["model.transformer.wte.weight"].dtype)
     return model.eval()
+
+
+def load_weights(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file; :func:`read_header` says what it raises."""
+    for _ in read_header(path):
+        pass
+    return load_file(path, device=device)
 
 
 def _without_weights(config: LLaDAConfig) -> LLaDAModelLM:
@@ -200,9 +285,59 @@ def _without_weights(config: LLaDAConfig) -> LLaDAModelLM:
         return MODELS[config.model_type][1](config)
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path, config: LLaDAConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint's folder; no code of its own runs, and no file outside is opened.
+
+    Args:
+        config: that of the checkpoint, if it was read already.
+
+    Raises:
+        FileNotFoundError: there is none, or transformers cannot read it.
+        ValueError: it is code that the checkpoint brings, names other files, or its settings are no JSON.
+    """
+    check_links(folder)
+    config = _read_config(folder) if config is None else config  # else transformers reads it, hostile or not
+    path = folder / "tokenizer_config.json"
+    settings = _read_object(path) if path.is_file() else {}
+    for name, value in settings.items():
+        if re.search("_files?$", name) and value is not None and name != "special_tokens_map_file":
+            raise ValueError(f"{path}: {name} names another file; remove it, tokenizer files stand beside this one")
+    extra = settings.get("extra_special_tokens")
+    # Written by transformers 5; before it the same list had another name, and this one held a mapping.
+    older = isinstance(extra, list) and int(transformers.__version__.split(".")[0]) < 5
+    renamed: dict[str, Any] = {"extra_special_tokens": {}, "additional_special_tokens": extra} if older else {}
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # what transformers raises here depends on its version and on the file
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"{folder} has no usable tokenizer ({reason})") from error
+        return AutoTokenizer.from_pretrained(
+            folder, config=config, trust_remote_code=False, local_files_only=True, **renamed
+        )
+    except BaseException as error:  # transformers raises what its version likes; its Rust half panics past Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+            raise
+        if "auto_map" in settings:
+            raise ValueError(
+                f"{path}: the tokenizer is Python code that the checkpoint brings (auto_map), which never runs here; "
+                "save it as a tokenizer.json and remove auto_map"
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"{folder} has no usable tokenizer ({reason:.300})") from error
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer as every supported version of transformers reads it.
+
+    Version 5 names a class and a list of special tokens that 4 does not know, and keeps the chat template in a file
+    that 4 does not read.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = _read_object(path)
+    if isinstance(extra := settings.pop("extra_special_tokens", None), list):
+        settings["additional_special_tokens"] = extra
+    elif extra is not None:
+        settings["extra_special_tokens"] = extra
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.chat_template, str):
+        settings["chat_template"] = tokenizer.chat_template
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    write_atomically(path, json.dumps(settings, indent=2) + "\n")

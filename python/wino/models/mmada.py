@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .architecture import SIZE, check_field
 from .llada import LLaDAConfig, LLaDAModelLM
 
 # Fields that the authors' code reads of every checkpoint and that change nothing here.
@@ -52,10 +53,10 @@ class MMadaConfig(LLaDAConfig):
         self.llm_vocab_size = llm_vocab_size
         self.new_vocab_size = new_vocab_size
         self.num_new_special_tokens = num_new_special_tokens
-        for name in ("codebook_size", "num_vq_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"MMaDA configuration: {name} must be a positive integer, got {value!r}")
+        for name in ("codebook_size", "num_vq_tokens", "llm_vocab_size", "new_vocab_size"):
+            check_field(name, getattr(self, name), SIZE)
+        if num_new_special_tokens != 0:
+            check_field("num_new_special_tokens", num_new_special_tokens, SIZE)
         for name, value in _UNUSED_FIELDS.items():
             setattr(self, name, fields.pop(name, value))
         super().__init__(**{"vocab_size": new_vocab_size, **fields})

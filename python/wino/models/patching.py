@@ -19,8 +19,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from wino_kernels.eager.norm_qkv_rope import rms_norm
 
+from .architecture import DROPOUTS, check_architecture
 from .forward import BLOCK_PARTS, Known, block_in_place, check_modules, iter_blocks, language_model_forward
-from .llada import DROPOUTS, OURS, LLaDAModelLM, check_architecture
+from .llada import OURS, LLaDAModelLM
 
 _HANDLE = "_wino_patch"
 _CONFIG_FIELDS = (

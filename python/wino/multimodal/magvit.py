@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..files import write_atomically
-from ..models.loading import check_shapes, local_folder
+from ..foreign import read_json
+from ..models.loading import check_shapes, inside, load_weights, local_folder
 
+_LARGEST = 1 << 12  # of any size of its configuration
 _WEIGHTS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
 
@@ -43,9 +45,17 @@ class MagvitConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        levels = {len(getattr(self, name.name)) for name in fields(self) if name.type == "tuple[int, ...]"}
-        if len(levels) != 1:
+        lists = [getattr(self, field.name) for field in fields(self) if field.type == "tuple[int, ...]"]
+        levels = {len(values) if isinstance(values, tuple) else 0 for values in lists}
+        if len(levels) != 1 or levels == {0}:
             raise ValueError("MagvitConfig: multipliers and blocks must name the same number of levels")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            sizes = value if field.type == "tuple[int, ...]" and isinstance(value, tuple) else (value,)
+            if not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= _LARGEST for size in sizes):
+                raise ValueError(f"MagvitConfig: {field.name} must be from 1 to {_LARGEST}, got {value!r:.60}")
+        if len(self.encoder_multipliers) > 8 or self.code_bits > 24:
+            raise ValueError("MagvitConfig: expected at most 8 levels and 24 code_bits")
         if self.channels % self.norm_groups:
             raise ValueError(f"MagvitConfig: norm_groups must divide channels, got {self.norm_groups}, {self.channels}")
 
@@ -272,12 +282,15 @@ class MAGVITv2(nn.Module):
             ValueError: tensors are missing, unexpected or misshapen (named).
         """
         folder = local_folder(name_or_path, ["*.json", *_WEIGHTS])
-        model = cls(_read_config(folder))
+        config = _read_config(folder)
         tensors = _read_weights(folder)
+        with torch.device("meta"):  # nothing is taken of memory before the sizes are known to be those of the weights
+            skeleton = cls(config)
         found, expected = (
-            {name: tuple(value.shape) for name, value in state.items()} for state in (tensors, model.state_dict())
+            {name: tuple(value.shape) for name, value in state.items()} for state in (tensors, skeleton.state_dict())
         )
         check_shapes(f"the image tokenizer {folder}", found, expected)
+        model = cls(config)
         model.load_state_dict(tensors)
         module: nn.Module = model.requires_grad_(False).eval()
         module.to(device or "cpu", torch.float32)
@@ -296,16 +309,28 @@ class MAGVITv2(nn.Module):
 
 def _read_config(folder: Path) -> MagvitConfig:
     path = folder / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = read_json(inside(folder, path)) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object, got {type(content).__name__}")
     known = {field.name: content[field.name] for field in fields(MagvitConfig) if field.name in content}
     sizes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in known.items()}
-    return MagvitConfig(**sizes)
+    try:
+        return MagvitConfig(**sizes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder} has none of {', '.join(_WEIGHTS)}")
-    if path.suffix == ".bin":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    return load_file(path)
+    inside(folder, path)
+    if path.suffix != ".bin":
+        return load_weights(path)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what its reader raises depends on where the file is broken
+        raise ValueError(f"{path} does not hold plain tensors ({str(error).strip().splitlines()[0]:.200})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} does not hold plain tensors by name")
+    return tensors
