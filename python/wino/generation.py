@@ -79,12 +79,16 @@ def generate(
     config = _resolve_config(generation_config, overrides)
     backbone = backbone_of(model)
     inputs = _check_inputs(backbone, config, input_ids, attention_mask, generation_ids)
-    if config.cuda_graph:
-        backbone.check_replays()
+    watched = backbone.put_on() if config.cuda_graph or config.compile_step else []
+    if config.cuda_graph and watched:
+        raise ValueError(
+            f"cuda_graph: {watched[0][0]} has a hook or a forward of its own, which a replayed graph would not call; "
+            "remove it, or decode without cuda_graph"
+        )
     if not config.compile_step:  # torch.compile finds them itself
         backbone.hold_weights(packed=config.cache == "none")
     guide = _check_guide(backbone, config, unconditional_ids, unconditional_mask, inputs[0])
-    run = _Run(backbone, config, *inputs, guide, streamer=streamer)
+    run = _Run(backbone, config, *inputs, guide, watched, streamer=streamer)
     if streamer is not None:
         streamer.put(input_ids.cpu())
     while run.running:
@@ -259,6 +263,7 @@ class _Run:
         visible: Tensor,
         generation_ids: Tensor,
         guide: tuple[Tensor, Tensor] | None,
+        watched: list[tuple[str, Any]],
         *,
         streamer: Any,
     ) -> None:
@@ -270,7 +275,7 @@ class _Run:
         self.step_number = 0
         self.trace: list[list[StepRecord]] = [[] for _ in range(batch)]
         self.decoder: Decoder = DECODERS[config.decoder](config, backbone.mask_token_id, batch, backbone.device)
-        self.runner = Runner(self.decoder, config)
+        self.runner = Runner(self.decoder, config, watched)
         self.batch = Batch(backbone, config, prompt, visible, generation_ids, self.decoder.uses_shadow, guide)
         masked = (generation_ids == backbone.mask_token_id).unflatten(1, (-1, config.block_size))
         blocks = torch.stack(((~masked).any(-1), masked.any(-1)), dim=1).tolist()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from types import FunctionType
+from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
 
 import torch
 
 from .batch import Batch, Passes
 from .config import GenerationConfig
 from .decoders import Decoder
+
+PutOn = list[tuple[str, Any]]
 
 _VERSIONS = 256  # of the compiled step; torch.compile's own limit is an error where a graph may not break
 _WARM_UP = 2  # plain steps before a capture: kernels are compiled and workspaces made in them
@@ -40,13 +44,13 @@ def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
 
 
 class Runner:
-    """Takes the steps of one decode."""
+    """Takes the steps of one decode; ``put_on``: :meth:`wino.models.Backbone.put_on` of its model."""
 
-    def __init__(self, decoder: Decoder, config: GenerationConfig) -> None:
+    def __init__(self, decoder: Decoder, config: GenerationConfig, put_on: PutOn) -> None:
         self._decoder = decoder
         self._take = take_step
         if config.compile_step:
-            self._take = compiled(config.compile_step if isinstance(config.compile_step, dict) else {})
+            self._take = compiled(config.compile_step if isinstance(config.compile_step, dict) else {}, put_on)
         self._captures = config.cuda_graph
         self.forget()
 
@@ -69,19 +73,45 @@ class Runner:
             self._replays[passes]()
 
 
-_compiled: list[tuple[dict[str, Any], Callable[..., None]]] = []
+class _Compiled(NamedTuple):
+    options: dict[str, Any]
+    put_on: list[tuple[str, ReferenceType[Any]]]
+    step: Callable[..., None]
+
+    def is_for(self, options: dict[str, Any], put_on: PutOn) -> bool:
+        same = [(name, found()) for name, found in self.put_on]
+        return self.options == options and len(same) == len(put_on) and all(map(_is_same, same, put_on))
 
 
-def compiled(options: dict[str, Any]) -> Callable[..., None]:
-    """``take_step`` as one graph of torch.compile: a break is an error. Kept, so that decodes share it."""
-    for known, step in _compiled:
-        if known == options:
-            return step
-    step = torch.compile(take_step, fullgraph=True, **options)
+def _is_same(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
+    return one[0] == other[0] and one[1] is other[1]
+
+
+_compiled: list[_Compiled] = []
+
+
+def compiled(options: dict[str, Any], put_on: PutOn) -> Callable[..., None]:
+    """``take_step`` as one graph of torch.compile: a break is an error. Kept, so that decodes share it.
+
+    Torch's guards look at modules and weights, not at hooks: what is put on the model gets a graph of its own.
+    """
+    for known in _compiled:
+        if known.is_for(options, put_on):
+            return known.step
+    code = take_step.__code__.replace()  # graphs are kept by code object
+    step = torch.compile(FunctionType(code, take_step.__globals__), fullgraph=True, **options)
     # Each model, decoder and kind of pass is a version of its own, more than a function usually gets.
     patient = torch._dynamo.config.patch(recompile_limit=_VERSIONS)(step)
-    _compiled.append((dict(options), patient))
-    return patient
+
+    def named(*arguments: Any) -> None:
+        try:
+            patient(*arguments)
+        except torch._dynamo.exc.Unsupported as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"compile_step: torch.compile cannot trace this model ({reason}); leave it out") from error
+
+    _compiled.append(_Compiled(dict(options), [(name, ref(found)) for name, found in put_on], named))
+    return named
 
 
 def capture(call: Callable[[], None]) -> Callable[[], None]:

@@ -28,7 +28,7 @@ from .forward import (
 )
 from .head import Head, head_of
 from .llada import LLaDAModelLM
-from .outside import EMBEDDING, check_devices, execution_device, plain_weight, unreplayable
+from .outside import EMBEDDING, check_devices, execution_device, is_offloaded, plain_weight, put_on
 from .patching import is_patched, known_of, looks_like_llada, patched_forward
 
 
@@ -70,13 +70,18 @@ class Backbone:
         check_modules(model, self._known, patched_forward)
         check_devices(model)
 
-    def check_replays(self) -> None:
-        """Raise ``ValueError`` where a captured graph would leave out what Python does in a pass."""
-        if (name := unreplayable(self._model)) is not None:
+    def put_on(self) -> list[tuple[str, Any]]:
+        """Hooks and forwards of their own on the modules, with the modules' names; where a graph is made of a pass.
+
+        Raises:
+            ValueError: they bring offloaded weights, which no graph can do.
+        """
+        if is_offloaded(self._model):
             raise ValueError(
-                f"cuda_graph: {name} has a hook or a forward of its own, which a replayed graph would not call; remove "
-                "it, or decode without cuda_graph"
+                "compile_step and cuda_graph: accelerate offloads this model and brings its weights module by module, "
+                "which no graph does; decode without them"
             )
+        return put_on(self._model)
 
     def hold_weights(self, *, packed: bool) -> None:
         """Look up the weights once, not at every pass: nothing may wrap or change them from now on.

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks as _global_hooks
+from torch.nn.modules.module import _global_forward_pre_hooks as _global_pre_hooks
 from torch.nn.modules.module import _has_any_global_hook
 
 Forwards = Mapping[type[nn.Module], Callable[..., Any]]
@@ -99,11 +101,19 @@ def check_devices(model: nn.Module) -> None:
         )
 
 
-def unreplayable(model: nn.Module) -> str | None:
-    """A module with a hook or a forward of its own, by name; None: there is none."""
-    if _has_any_global_hook():
-        return "every module"
-    return next((name for name, module in model.named_modules() if name and is_watched(module)), None)
+def is_offloaded(model: nn.Module) -> bool:
+    return any(execution_device(module) is not None for module in model.modules())
+
+
+def put_on(model: nn.Module) -> list[tuple[str, Any]]:
+    """Every hook, and every forward of an instance's own, on the modules within ``model``, with the module's name."""
+    found = [("every module", hook) for hooks in (_global_hooks, _global_pre_hooks) for hook in hooks.values()]
+    for name, module in model.named_modules():
+        if name and is_watched(module):
+            hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+            forward = [module.forward] if "forward" in module.__dict__ else []
+            found += [(name, each) for each in (*hooks, *forward)]
+    return found
 
 
 def _devices(module: nn.Module, above: torch.device | None) -> Iterator[torch.device]:
