@@ -131,7 +131,7 @@ class Batch:
             seen, shown = seen.repeat(1, copies, 1), shown.repeat(1, copies, 1)
             seen[:, 1, : self.prompt_length], shown[:, 1] = (mask_id, visible) if guide is None else guide
         self.embedded = backbone.embed(seen).contiguous()  # [B, C, L, H]
-        self.seen = None if backbone.embeds_tokens_apart else seen
+        self.seen = None if backbone.embeds_tokens_apart else seen.clone()
         self.embedded_rows: Tensor | None = None  # [B, C, K], where the blocks' rows are among all that are embedded
         self._find_rows()
         every = torch.arange(self.num_real, device=visible.device)
@@ -247,7 +247,7 @@ class Batch:
         if self.seen is not None:  # what is put on the embedding may look at all tokens
             places = self.block_positions[:, None].expand(-1, self.seen.shape[1], -1)
             self.seen.scatter_(2, places, self.state.tokens[:, None].expand_as(places))
-            self.embedded.copy_(self.backbone.embed(self.seen))
+            self.embedded.copy_(self.backbone.embed(self.seen.clone()))  # others may keep what they are given
             return
         fresh, own = self.backbone.embed(self.state.tokens)[:, None], self._slice(self.embedded, 2)
         if own is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_without_shadow_and_with_padding() -> None:
 WATCHED: dict[str, Callable[[nn.Module], object]] = {
     "a hook": lambda block: block.q_proj.register_forward_hook(lambda *_: None),
     "a hook in front": lambda block: block.ff_norm.register_forward_pre_hook(lambda *_: None),
-    "another forward": lambda block: setattr(block.up_proj, "forward", block.up_proj.forward),
+    "another forward": lambda block: setattr(block.up_proj, "forward", partial(block.up_proj.forward)),
     "another module": lambda block: setattr(block, "ff_out", nn.Sequential(block.ff_out)),
     "another module in front": lambda block: setattr(block, "q_proj", nn.Sequential(block.q_proj)),
     "a weight with strides": lambda block: setattr(

@@ -61,11 +61,11 @@ def _wrap_with(make: Callable[[nn.Linear], nn.Module]) -> Callable[[Any, str], N
 def _adapter(**settings: Any) -> Callable[[Any, str], None]:
     def wrap(parent: Any, name: str) -> None:
         if name in settings.get("modules_to_save", ()):
-            config = peft.LoraConfig(r=2, target_modules=["q_proj"], **settings)
+            config = peft.LoraConfig(r=2, target_modules=["beside"], **settings)
         else:
             config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=[name], **settings)
         outer = nn.Module()  # so that nothing of that name is met elsewhere
-        outer.inner = nn.ModuleDict({name: getattr(parent, name), "q_proj": nn.Linear(2, 2)})
+        outer.inner = nn.ModuleDict({"beside": nn.Linear(2, 2), name: getattr(parent, name)})
         adapted = peft.get_peft_model(outer, config).base_model.model.inner[name]
         generator = torch.Generator().manual_seed(3)
         for part, parameter in adapted.named_parameters():

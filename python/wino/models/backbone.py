@@ -29,7 +29,7 @@ from .forward import (
 from .head import Head, head_of
 from .llada import LLaDAModelLM
 from .outside import EMBEDDING, check_devices, execution_device, is_offloaded, plain_weight, put_on
-from .patching import is_patched, known_of, looks_like_llada, patched_forward
+from .patching import is_patched, known_of, looks_like_llada, patched_forward, within
 
 
 class _Held(NamedTuple):
@@ -269,11 +269,13 @@ def backbone_of(model: PreTrainedModel | nn.Module) -> Backbone:
     """The decoder's view of ``model``.
 
     Raises:
-        TypeError: ``model`` is neither a :class:`LLaDAModelLM` nor patched with :func:`wino.patch`.
+        TypeError: ``model`` is neither a :class:`LLaDAModelLM`, with its forward, nor patched with :func:`wino.patch`.
     """
+    if isinstance(model, LLaDAModelLM) and type(model).forward is not LLaDAModelLM.forward:
+        raise TypeError(f"{type(model).__qualname__} has a forward of its own, which decoding would not call")
     if isinstance(model, LLaDAModelLM) or is_patched(model):
         return Backbone(model)
-    hint = "; call wino.patch(model) first" if looks_like_llada(model) else ""
+    hint = "; call wino.patch(model) first" if looks_like_llada(model) else within(model)
     raise TypeError(
         "expected a wino.models.LLaDAModelLM or a LLaDA of the authors' code patched with wino.patch, "
         f"got {type(model).__module__}.{type(model).__qualname__}{hint}"

@@ -26,7 +26,7 @@ EMBEDDING: Forwards = {nn.Embedding: nn.Embedding.forward}
 
 def is_watched(module: Any) -> bool:
     """Whether hooks or a forward of its own are on this very module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in module.__dict__
+    return bool(module._forward_hooks or module._forward_pre_hooks) or _own_forward(module) is not None
 
 
 def plain_weight(module: Any, forwards: Forwards) -> nn.Parameter | None:
@@ -48,14 +48,16 @@ def execution_device(module: Any) -> torch.device | None:
 
 @contextlib.contextmanager
 def in_place(module: Any) -> Iterator[None]:
-    """With the weights of a ``module`` that accelerate offloads where its forward would find them."""
+    """With the weights of a ``module`` that accelerate offloads where its own forward would find them."""
     if execution_device(module) is None:
         yield
         return
-    from accelerate.utils import align_module_device  # it is installed: its hook is on the module
-
-    with align_module_device(module):
+    hook = module._hf_hook
+    try:
+        hook.pre_forward(module)
         yield
+    finally:
+        hook.post_forward(module, None)
 
 
 def check_reached(
@@ -91,7 +93,8 @@ def check_reached(
 
 def check_devices(model: nn.Module) -> None:
     """Raise ``ValueError`` if the weights are nowhere, on the meta device, or run on several devices."""
-    devices = {str(device) for device in _devices(model, None)}
+    found = set(_devices(model, None))
+    devices = {str(device if device.type == "meta" else torch.empty(0, device=device).device) for device in found}
     if "meta" in devices:
         raise ValueError("weights of the model are on the meta device, and no accelerate hook brings them; load them")
     if len(devices) > 1:
@@ -111,19 +114,28 @@ def put_on(model: nn.Module) -> list[tuple[str, Any]]:
     for name, module in model.named_modules():
         if name and is_watched(module):
             hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-            forward = [module.forward] if "forward" in module.__dict__ else []
-            found += [(name, each) for each in (*hooks, *forward)]
+            found += [(name, each) for each in (*hooks, _own_forward(module)) if each is not None]
     return found
 
 
 def _devices(module: nn.Module, above: torch.device | None) -> Iterator[torch.device]:
+    """Where each weight is when it is needed; ``above``: where the module around this one puts it."""
     own = execution_device(module)
-    places = any(hook.place_submodules for hook in _accelerate_hooks(module) if hasattr(hook, "place_submodules"))
     for parameter in module._parameters.values():
         if parameter is not None:
             yield own or above or parameter.device
+    if own is not None and any(hook.place_submodules for hook in _accelerate_hooks(module)):
+        above = own
     for child in module.children():
-        yield from _devices(child, own if own is not None and places else above)
+        yield from _devices(child, above)
+
+
+def _own_forward(module: Any) -> Any:
+    """The forward of this very instance; None: that of its class (which accelerate leaves behind as an attribute)."""
+    forward, kind = module.__dict__.get("forward"), type(module)
+    if getattr(forward, "__self__", None) is module and getattr(forward, "__func__", None) is kind.forward:
+        return None
+    return forward
 
 
 def _walk(module: nn.Module, name: str, reached: Collection[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -135,17 +147,18 @@ def _walk(module: nn.Module, name: str, reached: Collection[int]) -> Iterator[tu
 
 
 def _accelerate_hooks(module: Any) -> list[Any]:
-    hook = module.__dict__.get("_hf_hook")
-    hooks = getattr(hook, "hooks", [hook])  # a SequentialHook
-    return [each for each in hooks if each is not None and type(each).__module__ == "accelerate.hooks"]
+    """Accelerate's hooks on ``module``, if its forward is the one that calls them."""
+    forward = module.__dict__.get("forward")
+    if not isinstance(forward, partial) or forward.func.__module__ != "accelerate.hooks":
+        return []
+    hook = module._hf_hook
+    return list(getattr(hook, "hooks", [hook]))  # those of a SequentialHook
 
 
 def _only_places(module: Any, is_entered: bool) -> bool:
     """Whether all that is on ``module`` is accelerate's moving of inputs, or of weights that are then at hand."""
-    if not isinstance(module.forward, partial) or module.forward.func.__module__ != "accelerate.hooks":
-        return False
     hooks = _accelerate_hooks(module)
-    if any(type(hook).__name__ != "AlignDevicesHook" for hook in hooks):
+    if not hooks or any(type(hook).__name__ != "AlignDevicesHook" for hook in hooks):
         return False
     return is_entered or not any(hook.offload and hook.place_submodules for hook in hooks)
 

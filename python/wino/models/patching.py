@@ -170,7 +170,14 @@ def _validate(model: Any) -> None:
 
 def _lacks(model: nn.Module, names: list[str]) -> str:
     listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return f"wino.patch: {type(model).__qualname__} is not a LLaDA of the authors' layout: it has no {listed}"
+    return f"wino.patch: {type(model).__qualname__} is not a LLaDA of the authors' layout: it has no {listed}" + within(
+        model
+    )
+
+
+def within(model: Any) -> str:
+    """What to say of a PEFT model, which is no model of ours but holds one; of others nothing."""
+    return "; pass its get_base_model()" if hasattr(model, "get_base_model") else ""
 
 
 def _missing_fields(config: Any) -> list[str]:
