@@ -51,17 +51,20 @@ def _umask() -> int:
     return mask
 
 
-def numbered_lines(file: BinaryIO, name: str | Path) -> Iterator[tuple[str, bytes]]:
+def numbered_lines(file: BinaryIO, name: str | Path, *, torn: bool = True) -> Iterator[tuple[str, bytes]]:
     r"""("name, line 3", the line without its end) of a text file, with or without a byte order mark.
 
     A line ends at ``\n`` or ``\r\n`` alone: U+2028, U+0085, a form feed and a lone ``\r`` are content.
+
+    Args:
+        torn: whether a last line without its end counts; a process may still be writing it.
 
     Raises:
         ValueError: a line of more than ``LONGEST_LINE`` bytes.
     """
     for number in itertools.count(1):
         line = file.readline(LONGEST_LINE + 1)
-        if not line:
+        if not line or not (torn or line.endswith(b"\n")):
             return
         where = f"{name}, line {number}"
         if len(line) > LONGEST_LINE:
@@ -127,8 +130,10 @@ def _acquire(lock: Path, path: Path, shared: bool, wait: bool) -> IO[str] | None
         if _is_still(file, lock):
             break
         file.close()  # its holder removed it while we waited
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T %z")}))
+    if not shared:
+        file.truncate(0)
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T %z")}
+    file.write(json.dumps(about) + "\n")
     file.flush()
     return file
 
@@ -153,12 +158,26 @@ def _release(file: IO[str], lock: Path) -> None:
 
 
 def _holder(file: IO[str]) -> str:
+    """Who wrote into the lock file last and is still there; of those that share it, one."""
     try:
         file.seek(0)
-        found = json.loads(file.read(1000))
-        return f"process {found['pid']} on {found['host']}, since {found['since']},"
+        for line in reversed(file.readlines()):
+            found = json.loads(line)
+            if found["host"] != socket.gethostname() or _is_running(found["pid"]):
+                return f"process {found['pid']} on {found['host']}, since {found['since']},"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        pass
+    return "another process"
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class AppendedLines(AbstractContextManager["AppendedLines"]):

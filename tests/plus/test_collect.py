@@ -98,7 +98,7 @@ def test_other_settings_or_another_decoder_are_refused(tiny: tuple[Any, Any], tm
     assert run(tiny, path, 8)
     before = path.read_bytes()
     other = GenerationConfig(max_new_tokens=TASK.max_new_tokens, threshold=0.6, threshold_back=0.8)
-    with pytest.raises(ValueError, match=r"line 1 was made with threshold 0.5, this run has 0.6"):
+    with pytest.raises(ValueError, match=r"record 1 was made with threshold 0.5, this run has 0.6"):
         run(tiny, path, 16, config=other)
     fixed = GenerationConfig(decoder="confidence_threshold", max_new_tokens=TASK.max_new_tokens)
     with pytest.raises(ValueError, match=r"expected decoder 'wino', got 'confidence_threshold'"):

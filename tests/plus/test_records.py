@@ -69,7 +69,7 @@ def test_invalid_fields_are_named_with_their_line(tmp_path: Path, changes: dict[
     path.write_text(f"{make_record(0).to_json()}\n{json.dumps(fields_of(**changes))}\n")
     records = read_trajectories(path)
     next(records)
-    with pytest.raises(ValueError, match=f"^{path}: line 2: {message}"):
+    with pytest.raises(ValueError, match=f"^{path}, line 2: {message}"):
         next(records)
 
 
@@ -115,12 +115,13 @@ def test_the_authors_records_load() -> None:
 
 def test_filter_keeps_lowest_temperature_then_fewest_steps(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
+    same: dict[str, Any] = {"unique_id": "a", "prompt_ids": [5, 6], "prompt_length": 2}
     rows = [
-        make_record(0, unique_id="a", used_temperature=0.2, decoding_steps=6),
-        make_record(1, unique_id="a", used_temperature=0.1, decoding_steps=9),
-        make_record(2, unique_id="a", used_temperature=0.1, decoding_steps=7),
-        make_record(3, unique_id="a", used_temperature=0.1, decoding_steps=7),
-        make_record(4, unique_id="a", used_temperature=0.0, decoding_steps=6, correct=False),
+        make_record(0, **same, used_temperature=0.2, decoding_steps=6),
+        make_record(1, **same, used_temperature=0.1, decoding_steps=9),
+        make_record(2, **same, used_temperature=0.1, decoding_steps=7),
+        make_record(3, **same, used_temperature=0.1, decoding_steps=7),
+        make_record(4, **same, used_temperature=0.0, decoding_steps=6, correct=False),
         make_record(5, unique_id="b", correct=False),
         make_record(6, unique_id="c"),
     ]
@@ -179,7 +180,7 @@ def test_the_writer_repairs_a_torn_line_longer_than_it_reads_at_once(tmp_path: P
 def test_the_writer_refuses_a_file_of_other_settings(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     write_trajectories(path, [make_record(0, metadata={"threshold": 0.5})])
-    with pytest.raises(ValueError, match=r"line 1 was made with threshold 0.5, this run has 0.6"):
+    with pytest.raises(ValueError, match=r"record 1 was made with threshold 0.5, this run has 0.6"):
         RecordWriter(path, {"threshold": 0.6})
 
 
@@ -204,13 +205,13 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
             def __getattr__(self, name: str) -> Any:
                 return getattr(self._file, name)
 
-        real = writer._file
-        monkeypatch.setattr(writer, "_file", Full(real))
+        real = writer._file._file
+        monkeypatch.setattr(writer._file, "_file", Full(real))
         with pytest.raises(OSError, match="No space left"):
             writer.write([make_record(1)])
         assert path.read_bytes() == before
         assert writer.done == {"item:0"}
-        monkeypatch.setattr(writer, "_file", real)
+        monkeypatch.setattr(writer._file, "_file", real)
         writer.write([make_record(1)])
     assert [r.unique_id for r in read_trajectories(path)] == ["item:0", "item:1"]
 

@@ -301,7 +301,7 @@ def test_an_invalid_record_stops_training_before_it_starts(base: Path, records: 
     broken = json.loads(lines[3])
     broken["trajectory_accepted"] = broken["trajectory_accepted"][:-1]
     records.write_text("\n".join([*lines[:3], json.dumps(broken)]) + "\n")
-    with pytest.raises(ValueError, match=r"records.jsonl: line 4: field trajectory_accepted: expected 12 steps"):
+    with pytest.raises(ValueError, match=r"records.jsonl, line 4: field trajectory_accepted: expected 12 steps"):
         train(make_recipe(base, records, tmp_path / "run"), show_progress=False)
 
 

@@ -119,6 +119,12 @@ CacheRefresh = Annotated[
     typer.Option(help="With a cache: compute everything every so many steps of a block.", rich_help_panel=_DECODING),
 ]
 
+SkipInvalid = Annotated[
+    bool,
+    typer.Option(
+        "--skip-invalid", help="Leave out rows that cannot be used (each is named), and say how many; not the run."
+    ),
+]
 AllowCodeExecution = Annotated[
     bool,
     typer.Option(
@@ -287,6 +293,7 @@ def eval_command(
             "--model, --task, --decoder and --threshold (paired tests against the first). A second run resumes."
         ),
     ] = None,
+    skip_invalid: SkipInvalid = False,
     allow_code_execution: AllowCodeExecution = False,
     decoder: Annotated[
         list[str] | None,
@@ -330,6 +337,8 @@ def eval_command(
         "item_seed": item_seed,
         "device": device,
         "batch_size": batch_size,
+        "skip_invalid": skip_invalid,
+        "allow_code_execution": allow_code_execution,
     }
     if out is not None:
         from .curve import run_curve
@@ -437,6 +446,7 @@ def collect_command(
     model: Model = "wino-tiny",
     device: Device = None,
     batch_size: BatchSize = 64,
+    skip_invalid: SkipInvalid = False,
     allow_code_execution: AllowCodeExecution = False,
     temperatures: Annotated[
         str | None, typer.Option(help="Tried in turn until an answer is correct; 0,0.1,0.2,0.3,0.4,0.5 if left out.")
@@ -468,6 +478,7 @@ def collect_command(
         item_seed=item_seed,
         batch_size=batch_size,
         temperatures=temperatures,
+        skip_invalid=skip_invalid,
         allow_code_execution=allow_code_execution,
     )
 

@@ -14,6 +14,7 @@ from ..progress import ProgressReport
 from ..tasks import Item, Task
 from .errors import BadInputError
 from .evaluate import task_to_run
+from .outcome import Skipped
 from .session import check_writable, open_session
 
 _GENERATED = 1000
@@ -31,12 +32,14 @@ def run_collect(
     item_seed: int,
     batch_size: int,
     temperatures: str | None,
+    skip_invalid: bool,
     allow_code_execution: bool,
 ) -> None:
     """Collect, and say how many records the file has now."""
     check_writable(out)
     task = task_to_run(task_name, allow_code_execution)
-    items = _items(task, data, n, item_seed)
+    skipped = Skipped(skip_invalid)
+    items, source = _items(task, data, n, item_seed, skipped)
     shard = _shard()
     session = open_session(model, device or _own_gpu(shard), tasks=[task])
     own = {**task.presets.get("wino", {}), "threshold": THRESHOLD, "threshold_back": THRESHOLD_BACK}
@@ -54,8 +57,11 @@ def run_collect(
             temperatures=TEMPERATURES if temperatures is None else _numbers(temperatures),
             batch_size=batch_size,
             shard=shard,
+            source=source,
             on_items=report.advance,
+            on_invalid=skipped,
         )
+    skipped.tell()
     if not complete:
         print(f"process {shard.rank + 1} of {shard.world} is done; others are not yet", file=sys.stderr)
         return
@@ -69,13 +75,19 @@ def _share(task: Task, shard: Shard) -> str:
     return task.name if shard.world == 1 else f"{task.name} {shard.rank + 1}/{shard.world}"
 
 
-def _items(task: Task, data: Path | None, n: int | None, item_seed: int) -> list[Item]:
+def _items(
+    task: Task, data: Path | None, n: int | None, item_seed: int, skipped: Skipped
+) -> tuple[list[Item], set[str] | None]:
+    """The items to collect, each once, and the keys of all that the file has."""
     if data is None:
-        return training_items(task, _GENERATED if n is None else n, item_seed)
-    items = list({item.key: item for item in task.load(data)}.values())[:n]
-    if not items:
-        raise BadInputError(f"{data}: no items in it")
-    return items
+        return training_items(task, _GENERATED if n is None else n, item_seed), None
+    found = task.load(data, skipped)
+    if not found:
+        raise skipped.none_left(str(data))
+    items = {item.key: item for item in found}
+    if len(items) < len(found):
+        print(f"{data}: {len(found) - len(items)} rows repeat others and are collected once", file=sys.stderr)
+    return list(items.values())[:n], set(items)
 
 
 def _shard() -> Shard:

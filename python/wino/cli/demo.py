@@ -23,6 +23,7 @@ from ..config import GenerationConfig
 from ..files import write_atomically
 from ..generation import generate
 from ..tasks import TASKS, Item, Task
+from ..tasks.curve import Workbench
 from ..tasks.evaluation import Evaluation, encode_items, read_answers
 from ..tasks.presets import decoder_configs
 from ..tasks.statistics import paired_difference
@@ -126,7 +127,8 @@ def compare(consoles: Sequence[Console], session: Session, tasks: Sequence[Task]
     for task in tasks:
         problems = list(islice(task.items("heldout", seed), count))
         configs = decoder_configs(task, session.presets)
-        evaluations = evaluate_all(session, task, problems, configs, _BATCH_SIZE)
+        bench = Workbench(session.name, session.model, session.tokenizer, None)
+        evaluations = evaluate_all(bench, task, problems, configs, _BATCH_SIZE)
         for target in consoles:
             heading(target, task.name, f"{task.title}, {len(problems)} held-out problems")
             print_table(target, evaluations)

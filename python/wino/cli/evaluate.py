@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from itertools import islice
 from pathlib import Path
@@ -15,12 +16,14 @@ from ..config import GenerationConfig
 from ..files import write_atomically
 from ..progress import ProgressReport
 from ..tasks import SPLITS, Item, Task, get_task
-from ..tasks.evaluation import Evaluation, evaluate
+from ..tasks.curve import Workbench
+from ..tasks.evaluation import Evaluation, encode_checked
 from ..tasks.presets import decoder_configs, preset_of
 from ..tasks.text import CodeTask, TextTask
 from .errors import BadInputError
+from .outcome import Skipped, check_replaces, kept_report
 from .report import legend, print_table
-from .session import Presets, Session, check_writable, open_session
+from .session import Presets, check_writable, open_session
 
 _GENERATED = 200
 _SHARED = (
@@ -46,16 +49,19 @@ def task_to_run(name: str, allow_code_execution: bool) -> Task:
     return task
 
 
-def select_items(task: Task, data: Path | None, split: str, item_seed: int, n: int | None) -> list[Item]:
-    """The first ``n`` items of a published file, or of a generated split."""
+def select_items(
+    task: Task, data: Path | None, split: str, item_seed: int, n: int | None, skipped: Skipped | None = None
+) -> list[Item]:
+    """The first ``n`` items of a published file, or of a generated split; ``skipped`` is told of unusable rows."""
+    skipped = skipped or Skipped(wanted=False)
     if split not in SPLITS[1:]:
         raise BadInputError(f"split: expected one of {', '.join(SPLITS[1:])}, got {split!r}")
     if data is None:
         return list(islice(task.items(split, item_seed), _GENERATED if n is None else n))
-    items = task.load(data)
+    items = list(islice(task.read(data, skipped), n))
     if not items:
-        raise BadInputError(f"{data}: no items in it")
-    return items[:n]
+        raise skipped.none_left(str(data))
+    return items
 
 
 def select_configs(task: Task, settings: dict[str, Any], presets: Presets) -> dict[str, GenerationConfig]:
@@ -96,59 +102,103 @@ def run_eval(
     device: str | None,
     batch_size: int,
     json_file: Path | None,
+    skip_invalid: bool = False,
     allow_code_execution: bool = False,
 ) -> None:
-    """Evaluate, print the table, write the JSON file."""
-    task = task_to_run(task_name, allow_code_execution)
-    items = select_items(task, data, split, item_seed, n)
+    """Evaluate, print the table, write the JSON file.
+
+    What an interrupted run decoded stays in a folder beside the JSON file, from which the same command goes on.
+    """
+    task, skipped = task_to_run(task_name, allow_code_execution), Skipped(skip_invalid)
+    items = select_items(task, data, split, item_seed, n, skipped)
     if json_file is not None:
         check_writable(json_file)
-    session = open_session(model, device, tasks=[task])
-    configs = select_configs(task, settings, session.presets)
-    evaluations = evaluate_all(session, task, items, configs, batch_size)
+    with kept_report(json_file):
+        session = open_session(model, device, tasks=[task])
+        configs = select_configs(task, settings, session.presets)
+        with ProgressReport("checking", len(items)) as report:
+            items, prompts = encode_checked(
+                session.model,
+                session.tokenizer,
+                task,
+                items,
+                list(configs.values()),
+                on_invalid=skipped,
+                on_item=report.advance,
+            )
+        source = f"generated {split} items, seed {item_seed}" if data is None else str(data)
+        if not items:
+            raise skipped.none_left(source)
+        skipped.tell()
+        kept = None if json_file is None else json_file.with_name(f"{json_file.name}.partial")
+        bench = Workbench(model, session.model, session.tokenizer, kept)
+        names = {} if json_file is None else {k: bench.name_of(task, items, config) for k, config in configs.items()}
+        if json_file is not None:
+            check_replaces(json_file, names.values())
+        try:
+            evaluations = evaluate_all(bench, task, items, configs, batch_size, prompts)
+        except BaseException:
+            if kept is not None and kept.exists():
+                print(f"{kept} keeps what was decoded; the same command goes on from there", file=sys.stderr)
+            raise
+        _print(task, items, evaluations, f"{source}), model {model}", batch_size)
+        if json_file is None or kept is None:
+            return
+        about = {
+            "task": task.name,
+            "source": {"data": str(data)} if data is not None else {"split": split, "item_seed": item_seed},
+            "model": model,
+            "n": len(items),
+            "unanswerable": _unanswerable(items),
+            "skipped": skipped.about(),
+            "batch_size": batch_size,
+        }
+        written = about | _results(items, evaluations, names)
+        write_atomically(json_file, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _unanswerable(items: list[Item]) -> int:
+    return sum(not item.answer for item in items)
+
+
+def _print(task: Task, items: list[Item], evaluations: dict[str, Evaluation], about: str, batch_size: int) -> None:
     console = Console(highlight=False)
-    source = f"generated {split} items, seed {item_seed}" if data is None else str(data)
-    console.print(f"{task.name}: {len(items)} items ({source}), model {model}", markup=False, soft_wrap=True)
+    console.print(f"{task.name}: {len(items)} items ({about}", markup=False, soft_wrap=True)
     print_table(console, evaluations)
     console.print(legend(min(batch_size, len(items))), style="dim", soft_wrap=not console.is_terminal)
-    unanswered = sum(not item.answer for item in items)
+    unanswered = _unanswerable(items)
     if unanswered and not isinstance(task, TextTask):
         console.print(
             f"{unanswered} of {len(items)} items cannot be answered with plus and minus; they count as wrong.",
             soft_wrap=True,
         )
     sys.stdout.flush()
-    if json_file is not None:
-        about = {
-            "task": task.name,
-            "source": {"data": str(data)} if data is not None else {"split": split, "item_seed": item_seed},
-            "model": model,
-            "n": len(items),
-            "unanswerable": unanswered,
-            "batch_size": batch_size,
-        }
-        write_atomically(
-            json_file, json.dumps(about | _results(items, evaluations), indent=1, ensure_ascii=False) + "\n"
-        )
 
 
 def evaluate_all(
-    session: Session, task: Task, items: list[Item], configs: dict[str, GenerationConfig], batch_size: int
+    bench: Workbench,
+    task: Task,
+    items: list[Item],
+    configs: dict[str, GenerationConfig],
+    batch_size: int,
+    prompts: list[list[int]] | None = None,
 ) -> dict[str, Evaluation]:
-    """Label -> figures of every configuration on ``items``."""
+    """Label -> figures of every configuration on ``items``; ``prompts`` as of :meth:`Workbench.run`."""
     evaluations = {}
     with ProgressReport(task.name, len(items) * len(configs)) as report:
         for label, config in configs.items():
-            evaluations[label] = evaluate(
-                session.model, session.tokenizer, task, items, config, batch_size=batch_size, on_batch=report.advance
+            evaluations[label] = bench.run(
+                task, items, config, batch_size=batch_size, on_batch=report.advance, prompts=prompts
             )
     return evaluations
 
 
-def _results(items: list[Item], evaluations: dict[str, Evaluation]) -> dict[str, Any]:
+def _results(items: list[Item], evaluations: dict[str, Evaluation], names: dict[str, str]) -> dict[str, Any]:
     results = [
         {
             "decoder": label,
+            "measured": names[label],
             "settings": evaluation.config,
             **evaluation.row(),
             "texts": evaluation.texts,
@@ -158,4 +208,5 @@ def _results(items: list[Item], evaluations: dict[str, Evaluation]) -> dict[str,
         }
         for label, evaluation in evaluations.items()
     ]
-    return {"results": results, "items": [{"prompt": item.prompt, "answer": item.answer} for item in items]}
+    asked = [{"key": item.key, "prompt": item.prompt, "answer": item.answer} for item in items]
+    return {"results": results, "items": asked}

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ..files import locked
 from ..plus.records import Trajectory, filter_best, merge_files, read_trajectories, write_trajectories
 from .errors import BadInputError
 from .session import check_writable, status
@@ -21,13 +22,15 @@ _HIDDEN = "·"
 def run_filter(source: Path, out: Path) -> None:
     """Keep the correct records, one per item."""
     check_writable(out)
-    kept = write_trajectories(out, filter_best(source))
+    with locked(out):
+        kept = write_trajectories(out, filter_best(source))
     print(f"{out}: {kept} records, each item's best correct one")
 
 
 def run_merge(sources: list[Path], out: Path) -> None:
     check_writable(out)
-    kept = write_trajectories(out, merge_files(sources))
+    with locked(out):
+        kept = write_trajectories(out, merge_files(sources))
     print(f"{out}: {kept} records of {len(sources)} files")
 
 

@@ -9,8 +9,9 @@ if find_spec("PIL") is None:
         "wino.multimodal needs the extra 'multimodal' (Pillow is missing): pip install 'wino-kernels[multimodal]'"
     )
 
+from ..prompts import pad_left
 from .drawing import draw, drawing_config
-from .layout import PromptLayout, pad_left
+from .layout import PromptLayout
 from .magvit import MagvitConfig, MAGVITv2
 from .pixels import from_pixels, open_image, to_pixels
 from .processor import Processor, load

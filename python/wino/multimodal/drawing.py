@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..config import GenerationConfig
 from ..generation import GenerationOutput, generate
-from .layout import PromptLayout, pad_left
+from ..prompts import pad_left
+from .layout import PromptLayout
 
 
 def drawing_config(layout: PromptLayout, **settings: Any) -> GenerationConfig:

@@ -18,7 +18,7 @@ _CHAT = "<|start_header_id|>user<|end_header_id|>\n{text}<|eot_id|><|start_heade
 
 
 class PromptLayout:
-    """Prompts for one model and its tokenizer, as lists of token ids; :func:`pad_left` makes a batch of them.
+    """Prompts for one model and its tokenizer, as lists of token ids; :func:`pad_left` of the package makes a batch.
 
     Attributes:
         code_offset: token id of code 0.
@@ -130,17 +130,3 @@ class PromptLayout:
         if not ids:
             raise ValueError(f"text: no token comes of {text!r}")
         return ids
-
-
-def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """``input_ids`` and ``attention_mask`` (B, P) int64 of prompts of any lengths, as :func:`wino.generate` takes.
-
-    Raises:
-        ValueError: no prompts, or an empty one.
-    """
-    if not prompts or not all(prompts):
-        raise ValueError("prompts: expected at least one, none of them empty")
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask

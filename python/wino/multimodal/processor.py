@@ -14,7 +14,8 @@ from torch import Tensor
 from ..models.loading import checkpoint_folder
 from ..models.loading import load as load_model
 from ..models.mmada import MMadaModelLM
-from .layout import PromptLayout, pad_left
+from ..prompts import pad_left
+from .layout import PromptLayout
 from .magvit import MAGVITv2
 from .pixels import Source, to_pixels
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import GenerationConfig
+from ..files import locked
 from ..generation import generate
 from ..models.ends import end_token_ids
+from ..prompts import pad_left
 from ..tasks.base import Item, Task
-from ..tasks.evaluation import encode_items, read_answers
+from ..tasks.evaluation import encode_checked, read_answers
 from .identity import identify, weights_fingerprint
-from .records import RecordWriter, Trajectory, merge_files, write_trajectories
+from .records import RecordWriter, Trajectory, checked_ids, merge_files, write_trajectories
 
 #: Of the attempts at an item, until one is correct (docs/spec.md section 5).
 TEMPERATURES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -48,24 +49,32 @@ def collect(
     temperatures: Sequence[float] = TEMPERATURES,
     batch_size: int = 64,
     shard: Shard = ALONE,
+    source: Collection[str] | None = None,
     on_items: Callable[[int], None] | None = None,
+    on_invalid: Callable[[str], None] | None = None,
 ) -> bool:
     """Write one record per item to ``out``; what is already there is kept and not decoded again.
 
-    An item is decoded at each of ``temperatures`` in turn until its answer is correct; the first correct answer is
-    kept, else the last one, marked incorrect. Every batch is on the disk before the next begins. With several processes
-    each writes its own file beside ``out``, and whoever finishes last merges them into ``out``.
+    All items are checked before the first is decoded. An item is decoded at each of ``temperatures`` in turn until its
+    answer is correct; the first correct answer is kept, else the last one, marked incorrect. Every batch is on the disk
+    before the next begins. With several processes each writes its own file beside ``out``, and whoever finishes last
+    merges them into ``out``.
 
     Args:
         config: WINO's settings; its temperature and seed are replaced for every attempt.
         name: of the model, for the records.
+        source: the keys of all items of the data that ``items`` are from, if they are from some: ``out`` must not hold
+            others, which an edited file or another one would leave in it.
         on_items: told how many items were finished, those of an earlier run first.
+        on_invalid: told of every item that cannot be decoded, which is then left out.
 
     Returns:
         Whether ``out`` is complete; False while other processes still work.
 
     Raises:
-        ValueError: two items with one key, a ``config`` for another decoder, or a file that belongs to other settings.
+        InvalidRowError: without ``on_invalid``, an item that cannot be decoded; before any is.
+        ValueError: two items with one key, a ``config`` for another decoder, a file that belongs to other settings or
+            other data, or that another process writes (:func:`wino.files.locked`).
     """
     if config.decoder != "wino":
         raise ValueError(f"config: trajectories are WINO's, expected decoder 'wino', got {config.decoder!r}")
@@ -74,17 +83,40 @@ def collect(
         raise ValueError(f"items: expected distinct keys, got {len(keys) - len(set(keys))} repeated")
     settings = _settings(model, tokenizer, task, config, name)
     checked = {field: value for field, value in settings.items() if field != "model"}
-    elsewhere = _done_elsewhere(out, shard, checked)
-    with RecordWriter(shard.path(out), checked) as writer:
-        todo = [i for i in items[shard.rank :: shard.world] if i.key not in elsewhere and i.key not in writer.done]
-        if on_items is not None:
-            on_items(len(items[shard.rank :: shard.world]) - len(todo))
-        for first in range(0, len(todo), batch_size):
-            batch = todo[first : first + batch_size]
-            writer.write(_records(model, tokenizer, task, batch, config, temperatures, settings))
+    # One process writes `out` itself; several write beside it, and only together.
+    with ExitStack() as stack:
+        if shard.world > 1:
+            stack.enter_context(locked(out, shared=True))
+        elsewhere = _done_elsewhere(out, shard, checked)
+        with RecordWriter(shard.path(out), checked) as writer:
+            done = elsewhere | writer.done
+            if source is not None:
+                _check_source(out, done, source)
+            fresh = [item for item in items if item.key not in done]
+            valid, ids = encode_checked(model, tokenizer, task, fresh, [config], on_invalid=on_invalid)
+            if not done and not valid:
+                raise ValueError("items: none of them can be decoded")
+            prompts = dict(zip((item.key for item in valid), ids, strict=True))
+            own = items[shard.rank :: shard.world]
+            todo = [item for item in own if item.key in prompts]
             if on_items is not None:
-                on_items(len(batch))
-    return shard.world == 1 or merge_if_complete(out, shard, keys, elsewhere)
+                on_items(len(own) - len(todo))
+            for first in range(0, len(todo), batch_size):
+                batch = todo[first : first + batch_size]
+                writer.write(_records(model, tokenizer, task, batch, prompts, config, temperatures, settings))
+                if on_items is not None:
+                    on_items(len(batch))
+        left_out = {item.key for item in fresh} - prompts.keys()
+        return shard.world == 1 or merge_if_complete(out, shard, keys, elsewhere | left_out)
+
+
+def _check_source(out: Path, done: Collection[str], source: Collection[str]) -> None:
+    """A record of an item that the data do not have is of other data, or of the data before they were edited."""
+    for key in sorted(done):
+        if key not in source:
+            is_row = key.count(":") == 1 and key.rpartition(":")[2].isdecimal()
+            reason = "is the number of a row, which does not say of what data" if is_row else "is not among them"
+            raise ValueError(f"{out}: holds records of other data than these: {key!r} {reason}; choose another output")
 
 
 def _settings(model: Any, tokenizer: Any, task: Task, config: GenerationConfig, name: str) -> dict[str, Any]:
@@ -103,6 +135,8 @@ def _settings(model: Any, tokenizer: Any, task: Task, config: GenerationConfig, 
         "threshold": config.threshold,
         "threshold_back": config.threshold_back,
         "verify_last": bool(config.verify_last),
+        "cache": config.cache,
+        "cache_refresh": config.cache_refresh,
     }
 
 
@@ -111,6 +145,7 @@ def _records(
     tokenizer: Any,
     task: Task,
     items: Sequence[Item],
+    prompts: Mapping[str, Sequence[int]],
     config: GenerationConfig,
     temperatures: Sequence[float],
     settings: dict[str, Any],
@@ -118,7 +153,8 @@ def _records(
     kept: dict[str, Trajectory] = {}
     todo = list(items)
     for attempt, temperature in enumerate(temperatures, 1):
-        for item, record in zip(todo, _decode(model, tokenizer, task, todo, config, temperature), strict=True):
+        decoded = _decode(model, tokenizer, task, todo, [prompts[item.key] for item in todo], config, temperature)
+        for item, record in zip(todo, decoded, strict=True):
             metadata = {**settings, "answer": item.answer, "attempts": attempt}
             kept[item.key] = replace(record, metadata=metadata)
         todo = [item for item in todo if not kept[item.key].correct]
@@ -128,22 +164,27 @@ def _records(
 
 
 def _decode(
-    model: Any, tokenizer: Any, task: Task, items: Sequence[Item], config: GenerationConfig, temperature: float
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    items: Sequence[Item],
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    temperature: float,
 ) -> Iterator[Trajectory]:
     """One attempt at every item, each with a seed of its own, so that its company does not matter."""
-    input_ids, attention_mask = encode_items(tokenizer, task, items)
+    input_ids, attention_mask = pad_left(prompts)
     seeds = [random.Random(f"{item.key}/{temperature}").getrandbits(31) for item in items]
     settings = {**config.to_dict(), "temperature": temperature, "seed": seeds}
     output = generate(model, input_ids, attention_mask, GenerationConfig(**settings))
     generated = output.sequences[:, input_ids.shape[1] :].cpu()
     texts, _ = read_answers(tokenizer, generated, end_token_ids(model, tokenizer))
     for row, (item, text) in enumerate(zip(items, texts, strict=True)):
-        prompt = input_ids[row][attention_mask[row].bool()].tolist()
         yield Trajectory(
             unique_id=item.key,
             source=task.name,
-            prompt_ids=prompt,
-            prompt_length=len(prompt),
+            prompt_ids=list(prompts[row]),
+            prompt_length=len(prompts[row]),
             generated_ids=generated[row].tolist(),
             trajectory_accepted=output.accepted_at[row].tolist(),
             trajectory_proposed=None,
@@ -159,7 +200,7 @@ def _shards_of(out: Path) -> list[Path]:
 
 
 def _done_elsewhere(out: Path, shard: Shard, settings: dict[str, Any]) -> set[str]:
-    """Keys in files no running process writes: ``out`` beside shards, and shards of runs of another size."""
+    """Keys in files that none of our processes writes: ``out`` beside shards, and shards of runs of another size."""
     if shard.world == 1:
         leftovers = _shards_of(out)
         if leftovers:
@@ -169,46 +210,29 @@ def _done_elsewhere(out: Path, shard: Shard, settings: dict[str, Any]) -> set[st
         return set()
     others = [path for path in _shards_of(out) if not path.name.endswith(f"of{shard.world}")]
     done: set[str] = set()
-    for path in [out, *others]:
-        if path.exists():
-            with RecordWriter(path, settings) as existing:
-                done |= existing.done
-    return done
+    for path in others:
+        with locked(path, shared=True):  # a run of another size must not be at it
+            done |= checked_ids(path, settings)
+    return done | checked_ids(out, settings)
 
 
 def merge_if_complete(out: Path, shard: Shard, keys: Sequence[str], elsewhere: set[str]) -> bool:
-    """Put the shards into ``out`` if they hold all ``keys`` but those found ``elsewhere``; whether ``out`` is whole."""
-    with _alone(out):
-        if set(keys) <= _whole_lines(out):
+    """Put the shards into ``out`` if they hold all ``keys`` but those found ``elsewhere``; whether ``out`` is whole.
+
+    Processes that finish together take turns: they must not take the shards from under each other.
+    """
+    with locked(out.with_name(f"{out.name}.merge"), wait=True):
+        if not _shards_of(out):
             return True
         for rank in range(shard.world):
             expected = {key for key in keys[rank :: shard.world] if key not in elsewhere}
-            if expected - _whole_lines(Shard(rank, shard.world).path(out)):
+            if expected - checked_ids(Shard(rank, shard.world).path(out), {}):
                 return False
         parts = _shards_of(out)
         write_trajectories(out, merge_files([out, *parts] if out.exists() else parts))
         for path in parts:
             path.unlink()
     return True
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One process at a time: two that finish together must not take the shards from under each other."""
-    path = out.with_name(f".{out.name}.lock")
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        path.unlink(missing_ok=True)  # who waits for it then finds the work done
-
-
-def _whole_lines(path: Path) -> set[str]:
-    """Keys of the records that a process, perhaps still writing, has finished."""
-    keys: set[str] = set()
-    if path.exists():
-        with open(path, encoding="utf-8") as file:
-            keys = {Trajectory.from_json(line, str(path)).unique_id for line in file if line.endswith("\n")}
-    return keys
 
 
 def training_items(task: Task, n: int, seed: int = 0) -> list[Item]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from ..files import AppendedLines, numbered_lines, utf8, written_atomically
+
 _OLD_NAMES = {"wino_trajectory": "trajectory_accepted"}
 _INTEGER_LISTS = ("prompt_ids", "generated_ids", "trajectory_accepted", "trajectory_proposed")
 _INTEGERS = ("prompt_length", "decoding_steps")
 _STRINGS = ("unique_id", "source", "generated_text")
+_UNSAID = {"cache": "none"}  # settings of records that do not name them
 _OPTIONAL = ("trajectory_proposed", "source", "metadata", "prompt_length", "generated_text", "used_temperature")
 
 
@@ -54,6 +57,12 @@ class Trajectory:
     def to_json(self) -> str:
         """One line, without its newline."""
         return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @property
+    def identity(self) -> str:
+        """What tells its item from all others: a hash of ``unique_id``, prompt and worked answer."""
+        content = json.dumps([self.unique_id, self.prompt_ids, self.metadata.get("answer")])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @classmethod
     def from_json(cls, line: str, where: str = "record") -> Trajectory:
@@ -143,10 +152,26 @@ def _shown(value: Any) -> str:
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:
     """Stream a file's records. ``ValueError`` names path, line number and field of the first that is not valid."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with open(path, "rb") as file:
+        for where, line in numbered_lines(file, path):
             if line.strip():
-                yield Trajectory.from_json(line, f"{path}: line {number}")
+                yield _parsed(line, where)
+
+
+def whole_records(path: Path) -> Iterator[Trajectory]:
+    """:func:`read_trajectories` of a file that a process may be writing: a last line without its end is left alone."""
+    with open(path, "rb") as file:
+        for where, line in numbered_lines(file, path, torn=False):
+            if line.strip():
+                yield _parsed(line, where)
+
+
+def _parsed(line: bytes, where: str) -> Trajectory:
+    try:
+        text = utf8(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return Trajectory.from_json(text, where)
 
 
 def randomised(trajectory: Trajectory, seed: int) -> Trajectory:
@@ -168,15 +193,15 @@ def randomised(trajectory: Trajectory, seed: int) -> Trajectory:
 
 
 def filter_best(path: Path) -> Iterator[Trajectory]:
-    """The correct records of a file, one per ``unique_id``: lowest temperature, then fewest steps, then the first.
+    """The correct records of a file, one per item: lowest temperature, then fewest steps, then the first.
 
-    Reads the file twice, and keeps a few numbers per ``unique_id`` in memory.
+    Reads the file twice, and keeps a few numbers per item in memory.
     """
     best: dict[str, tuple[float, int, int]] = {}
     for number, record in enumerate(read_trajectories(path)):
         if record.correct:
             rank = (record.used_temperature, record.decoding_steps, number)
-            best[record.unique_id] = min(best.get(record.unique_id, rank), rank)
+            best[record.identity] = min(best.get(record.identity, rank), rank)
     chosen = {number for _, _, number in best.values()}
     for number, record in enumerate(read_trajectories(path)):
         if number in chosen:
@@ -186,95 +211,68 @@ def filter_best(path: Path) -> Iterator[Trajectory]:
 def write_trajectories(path: Path, records: Iterable[Trajectory]) -> int:
     """Stream records into ``path``, which appears whole or not at all; returns how many."""
     count = 0
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(record.to_json() + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with written_atomically(path) as file:
+        for record in records:
+            file.write((record.to_json() + "\n").encode())
+            count += 1
     return count
 
 
 def merge_files(paths: Iterable[Path]) -> Iterator[Trajectory]:
-    """All records of all files in turn, one per ``unique_id`` (the first)."""
+    """All records of all files in turn, one per item (the first). Two items of one ``unique_id`` are both kept."""
     seen: set[str] = set()
     for path in paths:
         for record in read_trajectories(path):
-            if record.unique_id not in seen:
-                seen.add(record.unique_id)
+            if record.identity not in seen:
+                seen.add(record.identity)
                 yield record
 
 
-class RecordWriter:
-    """Appends whole lines to a file and knows what is in it; a context manager.
-
-    A last line without its newline, which a killed process leaves, is cut off when the file is opened. Every batch is
-    on the disk when ``write`` returns; of one that fails or is interrupted the whole lines stay.
+class RecordWriter(AbstractContextManager["RecordWriter"]):
+    """Appends records to a file and knows what is in it; a context manager (:class:`wino.files.AppendedLines`).
 
     Attributes:
         done: the ``unique_id`` of every record in the file.
 
     Raises:
-        ValueError: a record in the file is not valid, or was made with other ``settings`` (named).
+        ValueError: another process writes the file, or a record in it is not valid or was made with other ``settings``
+            (named).
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self._path = path
-        _cut_torn_line(path)
-        self.done: set[str] = set()
-        if path.exists():
-            for number, record in enumerate(read_trajectories(path), 1):
-                for name, expected in settings.items():
-                    if record.metadata.get(name) != expected:
-                        got = record.metadata.get(name)
-                        raise ValueError(
-                            f"{path}: line {number} was made with {name} {got!r}, this run has {expected!r}"
-                        )
-                self.done.add(record.unique_id)
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._file = AppendedLines(path)
+        try:
+            self.done = checked_ids(path, settings)
+        except BaseException as error:
+            self._file.__exit__(type(error), error, None)
+            raise
 
     def write(self, records: Iterable[Trajectory]) -> None:
         """Append records that are not yet in the file."""
         fresh = [record for record in records if record.unique_id not in self.done]
-        lines = [(record.to_json() + "\n").encode() for record in fresh]
-        start, data = self._file.seek(0, os.SEEK_END), b"".join(lines)
         try:
-            while data:
-                data = data[self._file.write(data) :]
-            os.fsync(self._file.fileno())
+            self._file.write([(record.to_json() + "\n").encode() for record in fresh])
         finally:
-            _cut_torn_line(self._path)
-            kept = self._file.seek(0, os.SEEK_END) - start
-            ends = itertools.accumulate(map(len, lines))
-            self.done.update(record.unique_id for record, end in zip(fresh, ends, strict=True) if end <= kept)
-
-    def __enter__(self) -> RecordWriter:
-        return self
+            self.done.update(record.unique_id for record in fresh[: self._file.kept])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._file.__exit__(kind, error, trace)
 
 
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        kept = end
-        while kept > 0:
-            start = max(0, kept - 65536)
-            file.seek(start)
-            newline = file.read(kept - start).rfind(b"\n")
-            kept = start + newline + 1 if newline >= 0 else start
-            if newline >= 0:
-                break
-        if kept != end:
-            file.truncate(kept)
+def checked_ids(path: Path, settings: dict[str, Any]) -> set[str]:
+    """The ``unique_id`` of every whole record in a file that a process may be writing; empty without the file.
+
+    Raises:
+        ValueError: a record is not valid or was made with other ``settings`` (named).
+    """
+    ids: set[str] = set()
+    if path.exists():
+        for number, record in enumerate(whole_records(path), 1):
+            for name, expected in settings.items():
+                got = record.metadata.get(name, _UNSAID.get(name))
+                if got != expected:
+                    raise ValueError(f"{path}, record {number} was made with {name} {got!r}, this run has {expected!r}")
+            ids.add(record.unique_id)
+    return ids

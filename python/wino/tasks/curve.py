@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from wino_kernels.backends import cpu_isa
 
 from ..config import GenerationConfig
 from ..files import write_atomically
+from ..models.ends import end_token_ids
 from .base import Item, Task
 from .evaluation import Evaluation, evaluate
 from .statistics import accuracy_interval, bootstrap_interval, mcnemar, paired_difference
@@ -26,15 +28,37 @@ class Workbench:
 
     Args:
         cache: a folder; kept apart by version of Torch and package and by instruction set. None: nothing is kept.
+
+    Attributes:
+        fingerprint: a hash of every weight, those of an image tokenizer too.
     """
 
     def __init__(self, label: str, model: Any, tokenizer: Any, cache: Path | None) -> None:
         self.label, self.model, self.tokenizer = label, model, tokenizer
         self._cache = None if cache is None else cache / f"{torch.__version__}-{__version__}-{cpu_isa()}"
-        digest, magvit = hashlib.sha256(), getattr(tokenizer, "magvit", None)
-        for parameter in [*model.parameters(), *(magvit.parameters() if magvit is not None else ())]:
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
-        self.fingerprint = digest.hexdigest()[:12]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest, magvit = hashlib.sha256(), getattr(self.tokenizer, "magvit", None)
+        for parameter in [*self.model.parameters(), *(magvit.parameters() if magvit is not None else ())]:
+            digest.update(f"{parameter.dtype} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:12]
+
+    @cached_property
+    def _decides(self) -> list[Any]:
+        """What an answer depends on beside item and settings: weights, how text becomes tokens, what ends it, where."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        text = json.dumps([vocabulary, self.tokenizer.chat_template], sort_keys=True, default=str)
+        ends = end_token_ids(self.model, self.tokenizer)
+        device = next(self.model.parameters()).device.type
+        return [self.fingerprint, hashlib.sha256(text.encode()).hexdigest(), ends, device]
+
+    def name_of(self, task: Task, items: Sequence[Item], config: GenerationConfig) -> str:
+        """The name of a measurement: the same for the same model, items and settings alone."""
+        keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()
+        key = json.dumps([self._decides, task.name, keys, config.to_diff_dict()], sort_keys=True, default=str)
+        return f"{task.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     def run(
         self,
@@ -44,34 +68,41 @@ class Workbench:
         *,
         batch_size: int = 128,
         on_batch: Callable[[int], None] | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> Evaluation:
-        """Evaluate, or read what an earlier run measured; ``on_batch`` hears of every item either way."""
-        path = None if self._cache is None else self._path(self._cache, task, items, config)
-        if path is not None and path.exists():
+        """Evaluate, or read what an earlier run measured; ``on_batch`` hears of every item either way.
+
+        What an interrupted run decoded is kept too, and gone on with. ``prompts``: as of :func:`evaluate`.
+        """
+        about: dict[str, Any] = {"batch_size": batch_size, "on_batch": on_batch, "prompts": prompts}
+        if self._cache is None:
+            return evaluate(self.model, self.tokenizer, task, items, config, **about)
+        path = self._cache / f"{self.name_of(task, items, config)}.json"
+        if path.exists():
             if on_batch is not None:
                 on_batch(len(items))
             return Evaluation(**json.loads(path.read_text()))
-        result = evaluate(self.model, self.tokenizer, task, items, config, batch_size=batch_size, on_batch=on_batch)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(asdict(result), default=str))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        journal = path.with_suffix(".partial.jsonl")
+        result = evaluate(self.model, self.tokenizer, task, items, config, journal=journal, **about)
+        write_atomically(path, json.dumps(asdict(result), default=str))
+        journal.unlink(missing_ok=True)
         return result
-
-    def _path(self, folder: Path, task: Task, items: Sequence[Item], config: GenerationConfig) -> Path:
-        keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()
-        key = json.dumps([self.fingerprint, task.name, keys, config.to_diff_dict()], sort_keys=True, default=str)
-        return folder / f"{task.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement of the curve: ``decoder`` may say more than the decoder's name, e.g. "wino, verify_last"."""
+    """One measurement of the curve.
+
+    ``decoder`` may say more than the decoder's name, e.g. "wino, verify_last"; ``measured``: :meth:`Workbench.name_of`.
+    """
 
     task: str
     model: str
     decoder: str
     config: GenerationConfig
     result: Evaluation
+    measured: str = ""
 
     @property
     def threshold(self) -> float | None:
@@ -103,6 +134,7 @@ class Point:
             "steps_low": steps_low,
             "steps_high": steps_high,
             "settings": self.config.to_diff_dict(),
+            "measured": self.measured,
         }
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from ..config import GenerationConfig
-from ..generation import generate
+from ..files import AppendedLines, numbered_lines, utf8
+from ..generation import _check_inputs, generate
+from ..models.backbone import backbone_of
 from ..models.ends import end_token_ids
-from .base import Item, Task
+from ..prompts import pad_left
+from .base import InvalidRowError, Item, Task
 from .statistics import wilson_interval
 
 
@@ -87,14 +93,13 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor
         tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
         for prompt in prompts
     ]
-    encoded = tokenizer(chats, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    encoded = tokenizer(chats, add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id
-    if unknown is not None:
-        for prompt, row in zip(prompts, encoded["input_ids"], strict=True):
-            if (row == unknown).any():
-                unreadable = _unencodable(tokenizer, prompt)
-                raise ValueError(f"prompt: the tokenizer cannot encode {unreadable!r} in {prompt[:80]!r}")
-    return encoded["input_ids"], encoded["attention_mask"]
+    for prompt, row in zip(prompts, encoded, strict=True):
+        if unknown is not None and unknown in row:
+            unreadable = _unencodable(tokenizer, prompt)
+            raise ValueError(f"prompt: the tokenizer cannot encode {unreadable!r} in {prompt[:80]!r}")
+    return pad_left(encoded)
 
 
 def encode_items(tokenizer: Any, task: Task, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,6 +114,50 @@ def encode_items(tokenizer: Any, task: Task, items: Sequence[Item]) -> tuple[tor
     if not hasattr(tokenizer, "encode_with_pictures"):
         raise ValueError(f"task {task.name} has pictures: expected a MMaDA and its wino.multimodal.Processor")
     return tokenizer.encode_with_pictures(prompts, [task.picture(item) for item in items], fit=task.fit)
+
+
+def encode_checked(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    items: Sequence[Item],
+    configs: Collection[GenerationConfig],
+    *,
+    on_invalid: Callable[[str], None] | None = None,
+    on_item: Callable[[], None] | None = None,
+) -> tuple[list[Item], list[list[int]]]:
+    """Encode every item, and see before anything is decoded that ``model`` can decode it with each of ``configs``.
+
+    Args:
+        on_invalid: told of every item that cannot be decoded, which is then left out.
+        on_item: called after each item.
+
+    Returns:
+        The items that can be decoded, and the token ids of their prompts.
+
+    Raises:
+        InvalidRowError: without ``on_invalid``, an item that cannot be encoded (empty, unknown token, a picture that
+            cannot be read) or decoded (too long, a mask token in it); names where it stands.
+    """
+    backbone = backbone_of(model)
+    kept: list[Item] = []
+    prompts: list[list[int]] = []
+    for item in items:
+        try:
+            ids, mask = encode_items(tokenizer, task, [item])
+            for config in configs:
+                _check_inputs(backbone, config, ids, mask, None)
+        except (ValueError, TypeError, OSError) as error:
+            fault = f"{item.where or item.key}: {error}"
+            if on_invalid is None:
+                raise InvalidRowError(fault) from error
+            on_invalid(fault)
+        else:
+            kept.append(item)
+            prompts.append(ids[0].tolist())
+        if on_item is not None:
+            on_item()
+    return kept, prompts
 
 
 def encode_answers(tokenizer: Any, task: Task, items: Sequence[Item]) -> torch.Tensor:
@@ -164,26 +213,66 @@ def evaluate(
     *,
     batch_size: int = 128,
     on_batch: Callable[[int], None] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
+    journal: Path | None = None,
 ) -> Evaluation:
-    """Decode and grade ``items``; ``on_batch`` is told how many items each batch finished. Timed: the decoding
-    alone."""
-    texts: list[str] = []
-    tokens: list[int] = []
-    steps: list[int] = []
-    seconds = 0.0
+    """Decode and grade ``items``, all of which are checked before the first is decoded. Timed: the decoding alone.
+
+    Args:
+        on_batch: told how many items each batch finished, and first of those that the journal had.
+        prompts: of the items, from :func:`encode_checked`; None: they are encoded and checked here.
+        journal: a file to which every batch's answers are appended; a later call for the same goes on behind them. Its
+            name has to stand for model, items and settings, which it does not hold.
+
+    Raises:
+        InvalidRowError: as :func:`encode_checked`.
+        ValueError: another process writes ``journal``, or it is none.
+    """
+    if not items:
+        raise ValueError("items: expected at least one")
+    if prompts is None:
+        items, prompts = encode_checked(model, tokenizer, task, items, [config])
     ends = end_token_ids(model, tokenizer)
-    for first in range(0, len(items), batch_size):
-        batch = items[first : first + batch_size]
-        input_ids, attention_mask = encode_items(tokenizer, task, batch)
-        began = time.perf_counter()
-        output = generate(model, input_ids, attention_mask, config)
-        seconds += time.perf_counter() - began
-        generated = output.sequences[:, input_ids.shape[1] :]
-        answers, lengths = read_answers(tokenizer, generated, ends)
-        texts += answers
-        tokens += lengths
-        steps += output.steps.tolist()
-        if on_batch is not None:
-            on_batch(len(batch))
+    with ExitStack() as stack:
+        log = None if journal is None else stack.enter_context(AppendedLines(journal))
+        answers = [] if journal is None else _read_journal(journal)
+        if answers and on_batch is not None:
+            on_batch(len(answers))
+        for first in range(len(answers), len(items), batch_size):
+            input_ids, attention_mask = pad_left(prompts[first : first + batch_size])
+            began = time.perf_counter()
+            output = generate(model, input_ids, attention_mask, config)
+            seconds = (time.perf_counter() - began) / len(input_ids)
+            texts, tokens = read_answers(tokenizer, output.sequences[:, input_ids.shape[1] :], ends)
+            batch = [_Answer(*a, seconds) for a in zip(texts, tokens, output.steps.tolist(), strict=True)]
+            if log is not None:
+                log.write([(json.dumps(answer) + "\n").encode() for answer in batch])
+            answers += batch
+            if on_batch is not None:
+                on_batch(len(batch))
+    texts, counts, steps, times = (list(column) for column in zip(*answers, strict=True))
     correct = [task.grade(item, text) for item, text in zip(items, texts, strict=True)]
-    return Evaluation(texts, correct, tokens, steps, seconds, config.to_diff_dict(), task.scores(items, texts))
+    return Evaluation(texts, correct, counts, steps, sum(times), config.to_diff_dict(), task.scores(items, texts))
+
+
+class _Answer(NamedTuple):
+    """One decoded item: what a line of a journal holds."""
+
+    text: str
+    tokens: int
+    steps: int
+    seconds: float
+
+
+def _read_journal(path: Path) -> list[_Answer]:
+    answers = []
+    with open(path, "rb") as file:
+        for where, line in numbered_lines(file, path):
+            try:
+                answer = _Answer(*json.loads(utf8(line)))
+                if [type(value) for value in answer] != [str, int, int, float]:
+                    raise TypeError
+            except (ValueError, TypeError, RecursionError):
+                raise ValueError(f"{where}: expected a decoded answer; remove the file to begin again") from None
+            answers.append(answer)
+    return answers
