@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from . import answers
+from . import answers, programs
 from .base import Item, Task
 from .mathematics import check_installed, same_mathematics
 from .sudoku import puzzle_of, solves
@@ -113,10 +113,19 @@ class SudokuText(TextTask):
         return self._item(prompt, solution, puzzle=puzzle)
 
     def grade(self, item: Item, text: str) -> bool:
-        found = answers.tagged(text)
-        part = text[-answers.LONGEST :] if found is None else found
-        grids = re.findall(r"(?<![0-9])[1-4]{16}(?![0-9])", re.sub(r"[\s|,-]", "", part) if found else part)
-        return bool(grids) and solves(grids[-1], item.metadata["puzzle"])
+        found = answers.grid(text)
+        return found is not None and solves(found, item.metadata["puzzle"])
+
+    def scores(self, items: Sequence[Item], texts: Sequence[str]) -> dict[str, float]:
+        """The share of the empty cells that are filled as in the solution, of all grids together; of a grid that is
+        right in another way, all."""
+        right = empty = 0
+        for item, text in zip(items, texts, strict=True):
+            puzzle, found = item.metadata["puzzle"], answers.grid(text) or ""
+            wanted = found if solves(found, puzzle) else item.answer
+            empty += puzzle.count("0")
+            right += sum(given == "0" and a == b for given, a, b in zip(puzzle, found, wanted, strict=False))
+        return {"cells": right / empty if empty else 0.0}
 
 
 class Arc(TextTask):
@@ -134,10 +143,10 @@ class Arc(TextTask):
         prompt = (
             f"{row['question']}\n{options}\nThink briefly, then answer with the letter of the option in \\boxed{{}}."
         )
-        return self._item(prompt, answer, labels=labels)
+        return self._item(prompt, answer, labels=labels, options=[str(text) for text in texts])
 
     def grade(self, item: Item, text: str) -> bool:
-        return answers.letter(text, item.metadata["labels"]) == item.answer
+        return answers.letter(text, item.metadata["labels"], item.metadata["options"]) == item.answer
 
 
 class ArcEasy(Arc):
@@ -169,7 +178,7 @@ class CodeTask(TextTask):
         from .execution import passes
 
         self.check_allowed()
-        return passes(self.program(item, answers.code(text)))
+        return passes(self.program(item, programs.extract(text, item.metadata["entry_point"])))
 
     @abstractmethod
     def program(self, item: Item, code: str) -> str:
@@ -191,9 +200,8 @@ class HumanEval(CodeTask):
         return self._item(prompt, str(row.get("canonical_solution") or ""), **own)
 
     def program(self, item: Item, code: str) -> str:
-        head, name = item.metadata["prompt"], item.metadata["entry_point"]
-        # The signature's imports and helpers go first; an answer that is only a body continues it.
-        whole = f"{head}    pass\n\n{code}" if f"def {name}" in code else f"{head}{code}"
+        name = item.metadata["entry_point"]
+        whole = programs.complete(item.metadata["prompt"], code, name)
         return f"{whole}\n\n{item.metadata['test']}\n\ncheck({name})\n"
 
 
@@ -212,10 +220,12 @@ class Mbpp(CodeTask):
         prompt = (
             f"{question}\nYour code should pass these tests:\n\n" + "\n".join(tests) + "\n\nAnswer with a code block."
         )
-        return self._item(prompt, str(row.get("code") or ""), tests=list(tests), setup=setup)
+        solution = str(row.get("code") or "")
+        name = programs.entry_point_of(tests, solution)
+        return self._item(prompt, solution, tests=list(tests), setup=setup, entry_point=name)
 
     def program(self, item: Item, code: str) -> str:
-        return "\n".join([item.metadata["setup"], code, *item.metadata["tests"]]) + "\n"
+        return programs.future_first("\n".join([item.metadata["setup"], code, *item.metadata["tests"]]))
 
 
 TEXT_TASKS: tuple[type[TextTask], ...] = (

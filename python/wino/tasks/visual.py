@@ -84,7 +84,7 @@ class Flickr30k(VisualTask):
 
     def grade(self, item: Item, text: str) -> bool:
         """Whether it is one of the references, letter case and stops aside; CIDEr is the figure to read."""
-        return _plain(text) in {_plain(reference) for reference in item.metadata["references"]}
+        return answers.plain(text) in {answers.plain(reference) for reference in item.metadata["references"]}
 
     def scores(self, items: Sequence[Item], texts: Sequence[str]) -> dict[str, float]:
         """CIDEr."""
@@ -104,12 +104,7 @@ class _Choice(VisualTask):
         return self._item(prompt, answer, labels=labels, options=texts, **self._pictures(*pictures))
 
     def grade(self, item: Item, text: str) -> bool:
-        found = answers.letter(text, item.metadata["labels"])
-        if found is None:  # the option itself in place of its letter
-            said = _plain(answers.boxed(text) or answers.tagged(text) or "")
-            same = [k for k, option in enumerate(item.metadata["options"]) if said and _plain(option) == said]
-            found = item.metadata["labels"][same[0]] if len(same) == 1 else None
-        return found == item.answer
+        return answers.letter(text, item.metadata["labels"], item.metadata["options"]) == item.answer
 
 
 class Ai2d(_Choice):
@@ -235,16 +230,14 @@ def _accepted(answer: str) -> list[str]:
 
 def _same(given: str, wanted: str, digits: int | None) -> bool:
     """Equal as mathematics, as words, or as numbers rounded to ``digits`` behind the point."""
-    if (_plain(wanted) != "" and _plain(given) == _plain(wanted)) or same_mathematics(given, wanted):
+    if (answers.plain(wanted) != "" and answers.plain(given) == answers.plain(wanted)) or same_mathematics(
+        given, wanted
+    ):
         return True
     number, found = answers.number(wanted), answers.number(given)
     if number is None or found is None or re.fullmatch(r"[^a-zA-Z0-9]*[0-9.,/]+[^a-zA-Z0-9]*", wanted) is None:
         return False
     return found == number if digits is None else round(found, digits) == round(number, digits)
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s.+-]|\.(?!\d)", " ", text[: answers.LONGEST].lower()).split())
 
 
 VISUAL_TASKS: tuple[type[VisualTask], ...] = (Flickr30k, Ai2d, MathVision, MathVista, Mmmu, ScienceQa)
