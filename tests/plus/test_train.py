@@ -28,6 +28,7 @@ from wino.plus.records import Trajectory, write_trajectories
 from wino.plus.train import adapted_model, train
 from wino.plus.trainer import call_block, sums_and_counts
 from wino.plus.unfold import CANDIDATE, TARGET, TrajectorySamples, collate, mask_answers
+from wino.tasks.presets import load_presets, write_presets
 
 MASK = 1
 _STAGE = "{name: s, trajectories: [t], steps: 1}"
@@ -230,8 +231,18 @@ def test_stages_go_on_from_the_one_before(base: Path, records: Path, tmp_path: P
 
 
 def test_full_training_gives_a_model(base: Path, records: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(base, tmp_path / "base")
+    (base / "generation_config.json").write_text('{"eos_token_id": [0, 3]}')
+    (base / "README.md").write_text("# A base\n")
+    write_presets(base, {"sum": {"wino": {"threshold": 0.7}}}, "chosen")
     stages = [{"name": "first", "steps": 2}, {"name": "second", "steps": 2}]
     final = train(make_recipe(base, records, tmp_path / "run", adapter=None, stages=stages), show_progress=False)
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (final / name).read_bytes() == (base / name).read_bytes()
+    assert load_presets(final) == {"sum": {"wino": {"threshold": 0.7}}}
+    assert f"{base}, for which they were chosen" in json.loads((final / "presets.json").read_text())["_source"]
+    assert (final / "README.md").read_text().startswith("# A base\n\n## WINO+\n")
+    assert not list(final.glob("*.bin"))  # pickles
     trained, tokenizer = wino.load(final)
     original, own_tokenizer = wino.load(base)
     assert tokenizer.get_vocab() == own_tokenizer.get_vocab()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 
 import pytest
@@ -16,7 +17,7 @@ from wino.tasks.evaluation import (
     encode_prompts,
     evaluate,
 )
-from wino.tasks.presets import baseline_configs, decoder_configs, load_presets
+from wino.tasks.presets import baseline_configs, decoder_configs, load_presets, write_presets
 
 RECIPE = Recipe(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=48)
 
@@ -72,9 +73,13 @@ def test_the_compared_decoders(tmp_path) -> None:  # type: ignore[no-untyped-def
     task = get_task("sum")
     assert [config.steps for config in baseline_configs(task).values()] == [44, 22, 11]
     assert load_presets(tmp_path) == {}
-    (tmp_path / "presets.json").write_text('{"sum": {"wino": {"threshold": 0.7, "block_length": 22}}}')
+    write_presets(tmp_path, {"sum": {"wino": {"threshold": 0.7, "block_length": 22}}}, "a test")
+    assert json.loads((tmp_path / "presets.json").read_text())["_source"] == "a test"
     configs = decoder_configs(task, load_presets(tmp_path))
     assert list(configs) == [*baseline_configs(task), "confidence_threshold", "wino"]
     assert configs["wino"].threshold == 0.7 and configs["wino"].block_size == 22
     assert configs["confidence_threshold"].threshold == wino.GenerationConfig().threshold
     assert {config.max_new_tokens for config in configs.values()} == {44}
+    (tmp_path / "presets.json").write_text('{"_source": 3}')
+    with pytest.raises(ValueError, match=r"presets\.json: _source: expected a sentence"):
+        load_presets(tmp_path)

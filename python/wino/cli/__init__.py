@@ -570,11 +570,17 @@ def train_command(
     epilog="Example: wino merge --base wino-tiny --adapter runs/tiny/final --out wino-mine",
 )
 def merge_command(
-    adapter: Annotated[Path, typer.Option(help="The folder `final` of a stage of wino train.")],
+    adapter: Annotated[
+        Path, typer.Option(help="The folder `final` of a stage of wino train, or another LoRA in PEFT's layout.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     base: Annotated[str, typer.Option(help="The model the adapter was trained on.")] = "wino-tiny",
 ) -> None:
-    """Merge a trained adapter into its base: a checkpoint that loads wherever the base loads."""
+    """Merge a trained adapter into its base: a checkpoint that loads wherever the base loads.
+
+    Tokenizer, settings and model card come from the base. A base without presets.json gets the thresholds published
+    for WINO+ models.
+    """
     from .train import run_merge
 
     run_merge(base, adapter, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,13 @@ def run_train(config: str, model: str | None, output: Path | None) -> None:
 
 def run_merge(base: str, adapter: Path, out: Path) -> None:
     quiet_training()
+    from ..plus.identity import is_trained_here
     from ..plus.merge import merge
 
-    print(f"merged: {merge(base, adapter, out)}")
+    merged = merge(base, adapter, out)
+    if not is_trained_here(adapter):
+        print(f"{adapter} does not say which model it was trained on; that it fits {base} was checked", file=sys.stderr)
+    print(f"merged: {merged}")
 
 
 def quiet_training() -> None:

@@ -5,6 +5,7 @@ Its forward pass is that of :mod:`wino.models.forward`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from .architecture import (
     take_synonyms,
     warn_of_unknown,
 )
+from .companions import copy_settings
 from .forward import Known, RMSNorm, block_forward, call_block, check_modules, language_model_forward
 
 
@@ -193,6 +195,12 @@ class LLaDAModelLM(PreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.model.transformer["ff_out"] = value
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """As transformers'; the settings beside the weights (presets.json, generation_config.json) come along."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process and self.config.name_or_path:
+            copy_settings(Path(self.config.name_or_path), Path(save_directory))
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         embeddings = super().resize_token_embeddings(*args, **kwargs)

@@ -217,7 +217,7 @@ def _check_tensors(folder: Path, config: LLaDAConfig) -> list[Path]:
             f"the checkpoint {folder} does not fit its config.json: it has tensors of {len(blocks)} blocks, n_layers "
             f"is {config.n_layers}"
         )
-    expected = {name: tuple(value.shape) for name, value in _without_weights(config).state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in without_weights(config).state_dict().items()}
     check_shapes(f"the checkpoint {folder}", found, expected)
     return shards
 
@@ -241,7 +241,12 @@ def read_header(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def check_shapes(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(
+    what: str,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    wanted_by: str = "its config.json",
+) -> None:
     """Raise ``ValueError`` naming the tensors that ``found`` misses, has beyond ``expected``, or has misshapen."""
     common = [name for name in expected if name in found]
     problems = {
@@ -253,7 +258,7 @@ def check_shapes(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapp
     }
     faults = [f"{verb} tensors {_listed(names)}" for verb, names in problems.items() if names]
     if faults:
-        raise ValueError(f"{what} does not fit its config.json: it {'; it '.join(faults)}")
+        raise ValueError(f"{what} does not fit {wanted_by}: it {'; it '.join(faults)}")
 
 
 def _listed(names: list[str]) -> str:
@@ -263,7 +268,7 @@ def _listed(names: list[str]) -> str:
 def _read_model(
     shards: list[Path], config: LLaDAConfig, dtype: torch.dtype | None, device: torch.device
 ) -> LLaDAModelLM:
-    model = _without_weights(config)
+    model = without_weights(config)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         tensors.update(load_weights(shard, str(device)))
@@ -280,7 +285,7 @@ def load_weights(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     return load_file(path, device=device)
 
 
-def _without_weights(config: LLaDAConfig) -> LLaDAModelLM:
+def without_weights(config: LLaDAConfig) -> LLaDAModelLM:
     with torch.device("meta"):
         return MODELS[config.model_type][1](config)
 

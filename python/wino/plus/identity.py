@@ -55,6 +55,11 @@ def write_identity(identity: Identity, folder: Path) -> None:
     write_atomically(folder / _FILE, json.dumps(asdict(identity), indent=2) + "\n")
 
 
+def is_trained_here(folder: Path) -> bool:
+    """Whether ``folder`` says which base it belongs to, as the results of ``wino train`` do."""
+    return (folder / _FILE).is_file()
+
+
 def read_identity(folder: Path) -> Identity:
     """Raises ``ValueError`` if ``folder`` is not the result of a training stage."""
     try:

@@ -27,6 +27,7 @@ from ..models.llada import LLaDAModelLM
 from ..models.loading import checkpoint_folder, load
 from .callbacks import LossTable, ProgressLine, StopAfterStep
 from .identity import Identity, check_records, identify, read_identity, write_identity
+from .outcome import complete
 from .recipe import PRESETS, Adapter, Recipe, Stage
 from .records import read_trajectories
 from .trainer import TrajectoryTrainer
@@ -187,11 +188,10 @@ def _save_final(trainer: Trainer, folder: Path, identity: Identity, recipe: Reci
     partial_folder = folder / "final.partial"
     trainer.save_model(str(partial_folder))
     if trainer.is_world_process_zero():
+        (partial_folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to open
         if recipe.adapter is None:
-            load(recipe.model)[1].save_pretrained(partial_folder)
-            for beside in checkpoint_folder(recipe.model).iterdir():  # an image tokenizer, say
-                if beside.is_dir():
-                    shutil.copytree(beside, partial_folder / beside.name)
+            done = f"The weights are those of `{recipe.model}`, trained further by `wino train`."
+            complete(partial_folder, checkpoint_folder(recipe.model), recipe.model, done)
         write_identity(identity, partial_folder)
         partial_folder.rename(folder / "final")
     trainer.accelerator.wait_for_everyone()

@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from ..config import GenerationConfig
+from ..files import write_atomically
 from .base import Task
+from .text import TEXT_TASKS
+from .visual import VISUAL_TASKS
 
 PRESETS_FILE = "presets.json"
+
+#: Beside the tasks of a presets file: a sentence that says where its settings come from.
+SOURCE = "_source"
 
 
 def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Task -> decoder label -> settings, as stored beside a model's weights; empty if the model has none.
+
+    The file's sentence under ``SOURCE`` is for its readers, and left out here.
 
     Raises:
         ValueError: the file is there but not of that form.
@@ -25,6 +33,8 @@ def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         presets = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(presets, dict) and not isinstance(presets.pop(SOURCE, ""), str):
+        raise ValueError(f"{path}: {SOURCE}: expected a sentence that says where the settings come from")
     tasks = presets.values() if isinstance(presets, dict) else (None,)
     if not all(isinstance(task, dict) and all(isinstance(s, dict) for s in task.values()) for task in tasks):
         raise ValueError(f"{path}: expected task -> decoder -> settings")
@@ -36,6 +46,22 @@ def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, {task}, {decoder}: {error}") from error
     return presets
+
+
+def write_presets(folder: Path, presets: dict[str, dict[str, dict[str, Any]]], source: str) -> None:
+    """Write a model's settings, with a sentence that says where they come from, for :func:`load_presets`."""
+    text = json.dumps({SOURCE: source, **presets}, indent=2, ensure_ascii=False)
+    write_atomically(folder / PRESETS_FILE, text + "\n")
+
+
+def plus_presets() -> dict[str, dict[str, dict[str, Any]]]:
+    """The settings with which WINO+ models of 8B parameters are evaluated in the released code, by task."""
+    found = {}
+    for task in (*TEXT_TASKS, *VISUAL_TASKS):
+        if task.plus_threshold is not None:
+            settings = task().presets["confidence_threshold"]
+            found[task.name] = {"confidence_threshold": {**settings, "threshold": task.plus_threshold}}
+    return found
 
 
 def preset_of(task: Task, presets: dict[str, dict[str, dict[str, Any]]], decoder: str) -> dict[str, Any]:

@@ -25,11 +25,13 @@ class TextTask(Task):
 
     Attributes:
         runs_code: whether grading executes the answer, which has to be allowed.
+        threshold: of WINO, as published; plus_threshold: of confidence_threshold on WINO+ models, None: not published.
     """
 
     max_new_tokens = 256
     runs_code: ClassVar[bool] = False
     threshold: ClassVar[float]
+    plus_threshold: ClassVar[float | None] = None
 
     def __init__(self) -> None:
         shared = {"block_length": 128}
@@ -49,6 +51,7 @@ class TextTask(Task):
 
 class Gsm8k(TextTask):
     name, title, threshold = "gsm8k", "GSM8K, grade-school mathematics", 0.6
+    plus_threshold = 0.65
     columns = ("question", "answer")
 
     def item(self, row: dict[str, Any]) -> Item:
@@ -64,6 +67,7 @@ class Gsm8k(TextTask):
 
 class Math500(TextTask):
     name, title, threshold = "math500", "MATH-500, competition mathematics", 0.7
+    plus_threshold = 0.8
     columns = ("problem", "answer")
 
     def __init__(self) -> None:
@@ -80,6 +84,7 @@ class Math500(TextTask):
 
 class CountdownText(TextTask):
     name, title, threshold = "countdown-text", "Countdown, all four operations", 0.5
+    plus_threshold = 0.6
     columns = ("input", "output")
     aliases: ClassVar[dict[str, str]] = {"nums": "input", "target": "output"}
 
@@ -100,6 +105,7 @@ class CountdownText(TextTask):
 
 class SudokuText(TextTask):
     name, title, threshold = "sudoku-text", "4x4 Sudoku in words", 0.7
+    plus_threshold = 0.6
     columns = ("Puzzle", "Solution")
 
     def item(self, row: dict[str, Any]) -> Item:
@@ -130,6 +136,7 @@ class SudokuText(TextTask):
 
 class Arc(TextTask):
     threshold = 0.5
+    plus_threshold = 0.5
     columns = ("question", "choices", "answerKey")
 
     def item(self, row: dict[str, Any]) -> Item:
@@ -187,6 +194,7 @@ class CodeTask(TextTask):
 
 class HumanEval(CodeTask):
     name, title, threshold = "humaneval", "HumanEval, Python functions", 0.7
+    plus_threshold = 0.9
     columns = ("task_id", "prompt", "test", "entry_point")
 
     def item(self, row: dict[str, Any]) -> Item:
@@ -207,6 +215,7 @@ class HumanEval(CodeTask):
 
 class Mbpp(CodeTask):
     name, title, threshold = "mbpp", "MBPP, short Python programs", 0.8
+    plus_threshold = 0.9
     columns = ("test_list",)
 
     def item(self, row: dict[str, Any]) -> Item:

@@ -68,6 +68,7 @@ class VisualTask(TextTask):
 
 class Flickr30k(VisualTask):
     name, title, fit = "flickr30k", "Flickr30K, captions of photographs", "crop"
+    plus_threshold = 0.7
     max_new_tokens = 64
     columns = ("image", "caption")
 
@@ -109,6 +110,7 @@ class _Choice(VisualTask):
 
 class Ai2d(_Choice):
     name, title = "ai2d", "AI2D, questions about diagrams"
+    plus_threshold = 0.7
     columns = ("image", "question", "options", "answer")
 
     def item(self, row: dict[str, Any]) -> Item:
@@ -119,6 +121,7 @@ class Ai2d(_Choice):
 
 class ScienceQa(_Choice):
     name, title = "scienceqa-img", "ScienceQA, questions with a picture"
+    plus_threshold = 0.6
     columns = ("image", "question", "choices", "answer")
 
     def item(self, row: dict[str, Any]) -> Item:
@@ -150,6 +153,7 @@ class _ChoiceOrAnswer(_Choice):
 
 class MathVision(_ChoiceOrAnswer):
     name, title = "math-vision", "MATH-Vision, competition mathematics with figures"
+    plus_threshold = 0.7
     columns = ("image", "question", "options", "answer")
 
     def item(self, row: dict[str, Any]) -> Item:
@@ -165,6 +169,7 @@ class MathVision(_ChoiceOrAnswer):
 
 class MathVista(_ChoiceOrAnswer):
     name, title = "mathvista-mini", "MathVista testmini, mathematics in pictures"
+    plus_threshold = 0.5
     columns = ("image", "question", "answer", "question_type")
 
     def item(self, row: dict[str, Any]) -> Item:
@@ -181,6 +186,7 @@ class MathVista(_ChoiceOrAnswer):
 
 class Mmmu(_ChoiceOrAnswer):
     name, title = "mmmu-val", "MMMU validation, college questions with up to seven pictures"
+    plus_threshold = 0.55
     columns = ("question", "options", "answer", "question_type", "image_1")
 
     def item(self, row: dict[str, Any]) -> Item:
