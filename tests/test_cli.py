@@ -29,6 +29,7 @@ from small_mmada import save_small_mmada
 from typer.testing import CliRunner, Result
 
 import wino_kernels
+from wino import device
 from wino.cli import app, gallery, report
 from wino.cli import demo as demo_module
 from wino.cli.board import TAKEN_BACK, Board, Glyphs, LiveDecode, half_blocks
@@ -532,7 +533,7 @@ def test_tables_fit_the_terminal(width: int) -> None:
     lines = plain(console.file.getvalue())  # type: ignore[attr-defined]
     assert max(map(cell_len, lines)) <= width
     screen = "\n".join(lines)
-    assert all(re.search(rf"^{label.split()[0]}.* 50\.0 ", screen, re.MULTILINE) for label in labels)
+    assert all(re.search(rf"^{label[:14]}.* 50\.0 ", screen, re.MULTILINE) for label in labels)
     assert ("tok/s" in lines[0]) == (width >= 88) and ("A wider terminal shows" in screen) == (width < 88)
 
 
@@ -664,7 +665,7 @@ def test_picture_demo_into_a_pipe_is_plain_text(seeing: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("width", [80, 120])
 def test_picture_demo_on_a_terminal_fits(seeing: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module.time, "sleep", lambda seconds: None)
-    session = open_session(str(seeing), tasks=list(PICTURE_TASKS.values()))
+    session = open_session(str(seeing), pictures=True)
     task = PICTURE_TASKS["caption"]
     drawn_on = io.StringIO()
     console = Console(file=drawn_on, force_terminal=True, width=width, height=50, highlight=False)
@@ -687,7 +688,7 @@ def test_a_heading_in_a_pipe_is_one_line() -> None:
 
 
 def test_drawn_objects_are_counted(seeing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = open_session(str(seeing), tasks=list(PICTURE_TASKS.values()))
+    session = open_session(str(seeing), pictures=True)
     scenes = [scene_of(item) for item in islice(PICTURE_TASKS["caption"].items("heldout", 0), 3)]
     pictures = [render(scenes[0]), render(scenes[1][1:]), render(())]
     monkeypatch.setattr(gallery, "from_pixels", lambda pixels: pictures)
@@ -838,3 +839,72 @@ def test_streaming_on_a_real_terminal(checkpoint: Path) -> None:
     assert process.wait(timeout=10) == 0
     text = drawn.decode()
     assert "\x1b[" in text and PROMPT in text and re.search(r"\d+ tokens in \d+ forward passes", text)
+
+
+# --- device, length, pictures -----------------------------------------------------------------------------------------
+
+
+def test_where_the_model_decodes_is_one_line_on_stderr(checkpoint: Path) -> None:
+    result = wino("generate", "sum 34+08-15", "--model", checkpoint)
+    assert result.exit_code == 0
+    threads, isa = torch.get_num_threads(), wino_kernels.backends.cpu_isa()
+    expected = f"{checkpoint} on cpu with {threads} threads, float32, kernels: cpu ({isa})\n"
+    assert torch.cuda.is_available() or result.stderr == expected
+
+
+def test_a_gpu_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def empty(*size: int, device: object) -> torch.Tensor:
+        asked.append(device)
+        return torch.zeros(0)
+
+    monkeypatch.setattr(device.torch, "empty", empty)
+    for available, rank, expected in ((True, None, "cuda:0"), (True, "3", "cuda:3"), (False, "3", "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", raising=False)
+        for given in ("auto", None):
+            device.choose_device(given)
+            assert asked.pop() == expected
+    device.choose_device("cuda:1")
+    assert asked == ["cuda:1"]
+
+
+def test_an_unknown_device_is_one_line(checkpoint: Path) -> None:
+    for name in ("cuda:77", "tpu", "cpu:cpu"):
+        assert f"device: '{name}' cannot be used here" in fails(
+            "generate", "sum 1", "--model", checkpoint, "--device", name
+        )
+
+
+def test_the_length_is_the_checkpoints_or_what_fits(checkpoint: Path, broken: Path) -> None:
+    prompt, limit = "34+08-15", 256
+    answer = json.loads(succeeds("generate", prompt, "--model", checkpoint, "--json"))
+    fitting = len(answer["generated_ids"])
+    assert 200 < fitting < limit
+    (broken / "generation_config.json").write_text(json.dumps({"max_new_tokens": 12}))
+    answer = json.loads(succeeds("generate", prompt, "--model", broken, "--json"))
+    assert len(answer["generated_ids"]) == 12
+    told = fails("generate", prompt, "--model", checkpoint, "--max-new-tokens", str(fitting + 1))
+    assert "--max-new-tokens" in told and f"{fitting} fit" in told and f"limit is {limit}" in told
+
+
+def test_generate_verbosely_tells_passes(checkpoint: Path) -> None:
+    result = wino("generate", "sum 34+08-15", "-v", "--model", checkpoint)
+    assert re.search(r"^\d+ tokens in \d+ forward passes$", result.stderr, re.MULTILINE)
+    assert "passes" not in result.stdout
+
+
+def test_generate_about_a_picture(seeing: Path, tmp_path: Path) -> None:
+    for name, scene in (("one", 0), ("two", 1)):
+        item = next(islice(PICTURE_TASKS["caption"].items("heldout", 0), scene, None))
+        PICTURE_TASKS["caption"].picture(item).save(tmp_path / f"{name}.png")
+    options = ("--model", seeing, "--max-new-tokens", "8", "--json")
+    seen = [
+        json.loads(succeeds("generate", "describe the picture", "--image", tmp_path / f"{name}.png", *options))
+        for name in ("one", "two")
+    ]
+    assert all(len(answer["generated_ids"]) == 8 for answer in seen)
+    assert "expected a MMaDA" in fails("generate", "sum 1", "--image", tmp_path / "one.png")
+    (tmp_path / "not.png").write_text("no picture")
+    assert "not.png" in fails("generate", "describe the picture", "--image", tmp_path / "not.png", *options)

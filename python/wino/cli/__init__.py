@@ -40,7 +40,7 @@ _DECODER_HELP = "wino, low_confidence, confidence_threshold, prophet or maskgit.
 _THRESHOLD_HELP = "wino: accept drafts above it; confidence_threshold: at or above it. In (0, 1]."
 
 Model = Annotated[str, typer.Option(help=_MODEL_HELP)]
-Device = Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda:0; the CPU if left out.")]
+Device = Annotated[str, typer.Option(help="Where to run, such as cpu or cuda:0; auto: a GPU where there is one.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts decoded together.")]
 Decoder = Annotated[
     str | None,
@@ -167,7 +167,7 @@ def demo_command(
     model: Annotated[
         str | None, typer.Option(help=f"{_MODEL_HELP} wino-tiny, or wino-tiny-mmada with --multimodal, if left out.")
     ] = None,
-    device: Device = None,
+    device: Device = "auto",
     multimodal: Annotated[
         bool, typer.Option("--multimodal", help="Pictures: described, asked about, and drawn from descriptions.")
     ] = False,
@@ -207,7 +207,7 @@ def generate_command(
         str | None, typer.Option("--file", "-f", help="A text file with one prompt a line; - is standard input.")
     ] = None,
     model: Model = "wino-tiny",
-    device: Device = None,
+    device: Device = "auto",
     batch_size: BatchSize = 16,
     json_lines: Annotated[
         bool, typer.Option("--json", help="One JSON object a prompt: text, steps, tokens, ids, when each was accepted.")
@@ -218,6 +218,12 @@ def generate_command(
     stream: Annotated[
         bool, typer.Option("--stream", help="Show the text as it is decoded, prompt by prompt (terminal only).")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on stderr how many forward passes each answer took.")
+    ] = False,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture that the prompts are about; needs a MMaDA.", dir_okay=False)
+    ] = None,
     decoder: Decoder = None,
     max_new_tokens: MaxNewTokens = None,
     block_length: BlockLength = None,
@@ -240,7 +246,8 @@ def generate_command(
     """Decode prompts.
 
     Settings left out come from the model's presets if the prompt's first word is a task they name (wino-tiny has them
-    for its tasks), else from the defaults of wino.GenerationConfig.
+    for its tasks), else from the defaults of wino.GenerationConfig; the generation length from the checkpoint's
+    generation_config.json, or as much as fits.
     """
     from .generate import read_prompts, run_generate
     from .session import chosen_settings
@@ -254,6 +261,8 @@ def generate_command(
         json_lines=json_lines,
         trace=trace,
         stream=stream,
+        verbose=verbose,
+        image=image,
     )
 
 
@@ -281,7 +290,7 @@ def eval_command(
     model: Annotated[
         list[str] | None, typer.Option(help=f"{_MODEL_HELP} With --out several, each NAME or LABEL=NAME.")
     ] = None,
-    device: Device = None,
+    device: Device = "auto",
     batch_size: BatchSize = 64,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write figures, settings and every answer to this JSON file.")
@@ -376,7 +385,7 @@ def bench_command(
         str | None,
         typer.Option(help="bfloat16, float32 or float16; left out: the checkpoint's, bfloat16 with --trunk."),
     ] = None,
-    device: Device = None,
+    device: Device = "auto",
     batch: Annotated[str, typer.Option(help="Batch sizes, such as 1,4,16.")] = "1",
     prompt: Annotated[
         str | None,
@@ -444,7 +453,7 @@ def collect_command(
     ] = None,
     item_seed: Annotated[int, typer.Option(help="Chooses the generated items.")] = 0,
     model: Model = "wino-tiny",
-    device: Device = None,
+    device: Device = "auto",
     batch_size: BatchSize = 64,
     skip_invalid: SkipInvalid = False,
     allow_code_execution: AllowCodeExecution = False,

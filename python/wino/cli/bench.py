@@ -72,7 +72,7 @@ def run_bench(
     trunk: str | None,
     vocabulary: int | None,
     dtype: str | None,
-    device: str | None,
+    device: str,
     batch: str,
     prompt: str | None,
     file: str | None,
@@ -95,13 +95,18 @@ def run_bench(
         raise BadInputError("--file and " + ("--prompt" if lengths is not None else "--trunk") + " exclude each other")
     settings = {name: parameters[name] for name in _SETTINGS if parameters.get(name) is not None}
     if trunk is not None:
-        wanted = vocabulary or _RANDOM_VOCABULARY, dtype or "bfloat16", device
+        from ..device import choose_device
+
+        wanted = vocabulary or _RANDOM_VOCABULARY, dtype or "bfloat16", choose_device(device)
         subject = _random_subject(trunk, *wanted, settings, batches, lengths or [128], seed)
     else:
         subject = _loaded_subject(model, dtype, device, settings, batches, lengths, file, seed)
     _check_lengths(subject)
 
     from ..benchmark import Workload, calls, measure
+    from ..device import describe_placement
+
+    print(f"{subject.name} on {describe_placement(subject.model)}", file=sys.stderr)
 
     console, records = Console(highlight=False), []
     with ProgressReport(subject.name, len(subject.prompts) * calls(len(chosen), rounds, published)) as report:
@@ -131,7 +136,7 @@ def _random_subject(
     trunk: str,
     vocabulary: int,
     dtype: str,
-    device: str | None,
+    device: Any,
     settings: dict[str, Any],
     batches: Sequence[int],
     lengths: Sequence[int],
@@ -167,7 +172,7 @@ def _random_subject(
 def _loaded_subject(
     name: str,
     dtype: str | None,
-    device: str | None,
+    device: str,
     settings: dict[str, Any],
     batches: Sequence[int],
     lengths: Sequence[int] | None,

@@ -26,7 +26,7 @@ def run_collect(
     *,
     out: Path,
     model: str,
-    device: str | None,
+    device: str,
     data: Path | None,
     n: int | None,
     item_seed: int,
@@ -41,10 +41,11 @@ def run_collect(
     skipped = Skipped(skip_invalid)
     items, source = _items(task, data, n, item_seed, skipped)
     shard = _shard()
-    session = open_session(model, device or _own_gpu(shard), tasks=[task])
+    session = open_session(model, device, pictures=task.has_pictures)
     own = {**task.presets.get("wino", {}), "threshold": THRESHOLD, "threshold_back": THRESHOLD_BACK}
     defaults = {"max_new_tokens": task.max_new_tokens, **own}
     config = GenerationConfig(**{**defaults, **settings, "decoder": "wino"})
+    session.announce()
     with ProgressReport(_share(task, shard), len(items[shard.rank :: shard.world])) as report:
         complete = collect(
             session.model,
@@ -93,12 +94,6 @@ def _items(
 def _shard() -> Shard:
     """Of ``torchrun`` and ``accelerate launch``."""
     return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-
-
-def _own_gpu(shard: Shard) -> str | None:
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if shard.world > 1 and torch.cuda.is_available() else None
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -35,7 +35,7 @@ def run_curve(
     n: int | None,
     split: str,
     item_seed: int,
-    device: str | None,
+    device: str,
     batch_size: int,
     skip_invalid: bool = False,
     allow_code_execution: bool = False,
@@ -56,8 +56,9 @@ def run_curve(
     skipped = Skipped(skip_invalid)
     chosen = {task.name: (task, select_items(task, data, split, item_seed, n, skipped)) for task in to_run}
     out.mkdir(parents=True, exist_ok=True)
+    pictures = any(task.has_pictures for task in to_run)
     with kept_report(out):
-        sessions = {label: open_session(name, device, tasks=to_run) for label, name in labelled}
+        sessions = {label: open_session(name, device, pictures=pictures) for label, name in labelled}
         points: dict[str, list[Point]] = {name: [] for name in chosen}
         configs = {
             (label, name): list(_configs(session, task, settings, decoders, thresholds))
@@ -85,6 +86,8 @@ def run_curve(
         }
         check_replaces(out / "eval.json", names.values())
         total = sum(len(configs[label, name]) * len(chosen[name][1]) for label, name in configs)
+        for session in sessions.values():
+            session.announce()
         with ProgressReport("eval", total) as report:
             for label, bench in benches.items():
                 for name, (task, items) in chosen.items():

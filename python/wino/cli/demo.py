@@ -91,12 +91,13 @@ class Show:
 
 
 def run_demo(
-    model: str, device: str | None, *, items: int, seed: int, animation: bool, fast: bool, record: Path | None
+    model: str, device: str, *, items: int, seed: int, animation: bool, fast: bool, record: Path | None
 ) -> None:
     """Play and measure every task; see ``wino demo --help``."""
     if record is not None:
         check_writable(record)
     session = open_session(model, device)
+    session.announce()
     console = Console(highlight=False)
     picture = Console(
         record=True,

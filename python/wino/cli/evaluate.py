@@ -99,7 +99,7 @@ def run_eval(
     split: str,
     item_seed: int,
     model: str,
-    device: str | None,
+    device: str,
     batch_size: int,
     json_file: Path | None,
     skip_invalid: bool = False,
@@ -114,7 +114,7 @@ def run_eval(
     if json_file is not None:
         check_writable(json_file)
     with kept_report(json_file):
-        session = open_session(model, device, tasks=[task])
+        session = open_session(model, device, pictures=task.has_pictures)
         configs = select_configs(task, settings, session.presets)
         with ProgressReport("checking", len(items)) as report:
             items, prompts = encode_checked(
@@ -135,6 +135,7 @@ def run_eval(
         names = {} if json_file is None else {k: bench.name_of(task, items, config) for k, config in configs.items()}
         if json_file is not None:
             check_replaces(json_file, names.values())
+        session.announce()
         try:
             evaluations = evaluate_all(bench, task, items, configs, batch_size, prompts)
         except BaseException:

@@ -44,14 +44,15 @@ class Drawn:
 
 
 def run_gallery(
-    model: str, device: str | None, *, items: int, seed: int, animation: bool, fast: bool, record: Path | None
+    model: str, device: str, *, items: int, seed: int, animation: bool, fast: bool, record: Path | None
 ) -> None:
     """Play, draw and measure; see ``wino demo --help``."""
     if record is not None:
         check_writable(record)
         if record.suffix.lower() != ".png":
             raise BadInputError(f"--record: with --multimodal expected a PNG file, got {record}")
-    session = open_session(model, device, tasks=list(PICTURE_TASKS.values()))
+    session = open_session(model, device, pictures=True)
+    session.announce()
     console = Console(highlight=False)
     say(console, f"{model}: held-out pictures, which training never saw (seed {seed}).", "bold")
     for task in PICTURE_TASKS.values():

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..config import GenerationConfig
 from ..generation import _check_inputs, generate
-from ..models.backbone import backbone_of
+from ..models.backbone import Backbone, backbone_of
 from ..tasks import TASKS
 from ..tasks.evaluation import encode_prompts, read_answers
 from .errors import BadInputError
@@ -40,10 +43,12 @@ def _checked(prompt: str, where: str) -> str:
     return prompt
 
 
-def config_for(prompt: str, settings: dict[str, Any], presets: Presets) -> GenerationConfig:
-    """The settings given, over the preset of the task that the prompt's first word names, over the defaults."""
+def config_for(
+    prompt: str, settings: dict[str, Any], presets: Presets, otherwise: dict[str, Any] | None = None
+) -> GenerationConfig:
+    """The settings given, over the preset of the task that the prompt's first word names, else over ``otherwise``."""
     task = prompt.split()[0]
-    preset: dict[str, Any] = {}
+    preset: dict[str, Any] = dict(otherwise or {})
     if task in presets and task in TASKS:
         decoder = settings.get("decoder", GenerationConfig().decoder)
         preset = {"max_new_tokens": TASKS[task].max_new_tokens, **presets[task].get(decoder, {})}
@@ -57,11 +62,13 @@ def run_generate(
     settings: dict[str, Any],
     *,
     model: str,
-    device: str | None,
+    device: str,
     batch_size: int,
     json_lines: bool,
     trace: bool,
     stream: bool,
+    verbose: bool,
+    image: Path | None,
 ) -> None:
     """Decode ``prompts`` and print each answer as soon as its batch is done."""
     if trace and not json_lines:
@@ -70,20 +77,56 @@ def run_generate(
         raise BadInputError("--stream and --json exclude each other")
     if stream and not sys.stdout.isatty():
         raise BadInputError("--stream needs a terminal; without it the finished text is printed")
-    session = open_session(model, device)
-    configs = [config_for(prompt, settings, session.presets) for prompt in prompts]
+    session = open_session(model, device, pictures=image is not None)
+    otherwise = _length_without_preset(session, prompts, image)
+    configs = [config_for(prompt, settings, session.presets, otherwise) for prompt in prompts]
     batches = list(_batches(prompts, configs, batch_size))
     backbone = backbone_of(session.model)
     for batch, config in batches:  # the last prompt's fault is told before the first is decoded
-        _check_inputs(backbone, config, *encode_prompts(session.tokenizer, batch), None)
+        input_ids, attention_mask = _encode(session, batch, image)
+        _check_room(int(attention_mask.sum(1).max()), config, backbone)
+        _check_inputs(backbone, config, input_ids, attention_mask, None)
+    session.announce()
     if stream:
-        _stream(session, prompts, configs)
+        _stream(session, prompts, configs, image)
         return
     for batch, config in batches:
         config.return_trace = trace
-        answers = _decode(session, batch, config)
+        answers = _decode(session, batch, config, image)
         lines = [json.dumps(answer, ensure_ascii=False) if json_lines else answer["text"] for answer in answers]
         print("\n".join(lines), flush=True)
+        if verbose:
+            print("\n".join(map(_summary, answers)), file=sys.stderr, flush=True)
+
+
+def _summary(answer: dict[str, Any]) -> str:
+    return f"{answer['tokens']} tokens in {answer['steps']} forward passes"
+
+
+def _encode(session: Session, prompts: Sequence[str], image: Path | None) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, P) of prompts, each of them about the picture if there is one."""
+    if image is None:
+        return encode_prompts(session.tokenizer, prompts)
+    return session.tokenizer.encode_with_pictures(prompts, [image] * len(prompts))
+
+
+def _length_without_preset(session: Session, prompts: Sequence[str], image: Path | None) -> dict[str, Any]:
+    """The generation length where neither option nor preset says one: the checkpoint's own, or what fits."""
+    longest = int(_encode(session, prompts, image)[1].sum(1).max())
+    room = backbone_of(session.model).max_length - longest
+    own = getattr(getattr(session.model, "generation_config", None), "max_new_tokens", None)
+    return {"max_new_tokens": max(1, min(own or GenerationConfig().max_new_tokens, room))}
+
+
+def _check_room(longest: int, config: GenerationConfig, backbone: Backbone) -> None:
+    room = backbone.max_length - longest
+    if room < 1:
+        raise BadInputError(f"prompt: {longest} tokens leave no room, the model's limit is {backbone.max_length}")
+    if config.max_new_tokens > room:
+        raise BadInputError(
+            f"--max-new-tokens: after a prompt of {longest} tokens {room} fit, the model's limit is "
+            f"{backbone.max_length}; got {config.max_new_tokens}"
+        )
 
 
 def _batches(
@@ -98,10 +141,10 @@ def _batches(
 
 
 def _decode(
-    session: Session, prompts: list[str], config: GenerationConfig, streamer: Any = None
+    session: Session, prompts: list[str], config: GenerationConfig, image: Path | None, streamer: Any = None
 ) -> list[dict[str, Any]]:
     """One record per prompt; ``tokens`` counts up to and including the first end token, ``steps`` forward passes."""
-    input_ids, attention_mask = encode_prompts(session.tokenizer, prompts)
+    input_ids, attention_mask = _encode(session, prompts, image)
     output = generate(session.model, input_ids, attention_mask, config, streamer=streamer)
     generated = output.sequences[:, input_ids.shape[1] :].cpu()
     texts, lengths = read_answers(session.tokenizer, generated, session.ends)
@@ -121,7 +164,7 @@ def _decode(
     return records
 
 
-def _stream(session: Session, prompts: Sequence[str], configs: Sequence[GenerationConfig]) -> None:
+def _stream(session: Session, prompts: Sequence[str], configs: Sequence[GenerationConfig], image: Path | None) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -131,5 +174,5 @@ def _stream(session: Session, prompts: Sequence[str], configs: Sequence[Generati
     for prompt, config in zip(prompts, configs, strict=True):
         console.print(Text(prompt, style="bold"))
         with LiveDecode(console, session.tokenizer, session.ends, config.max_new_tokens) as live:
-            answer = _decode(session, [prompt], config, live)[0]
-        console.print(Text(f"{answer['tokens']} tokens in {answer['steps']} forward passes", style="dim"))
+            answer = _decode(session, [prompt], config, image, live)[0]
+        console.print(Text(_summary(answer), style="dim"))

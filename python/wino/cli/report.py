@@ -66,7 +66,7 @@ def print_rows(console: Console, rows: Sequence[Sequence[str]], green: Sequence[
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False, show_edge=False)
     for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     for row in rows[1:]:
         table.add_row(*row, style="bold green" if row[0] in green else "")
     console.print(table)

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import numbered_lines, utf8
-from ..tasks import Task
-from .errors import BadInputError, one_line
+from .errors import BadInputError
 
 SETTINGS = (
     "decoder",
@@ -58,6 +57,12 @@ class Session:
 
         return end_token_ids(self.model, self.tokenizer)
 
+    def announce(self) -> None:
+        """Say on stderr where the model decodes; called once everything is checked, before the first pass."""
+        from ..device import describe_placement
+
+        print(f"{self.name} on {describe_placement(self.model)}", file=sys.stderr)
+
 
 def chosen_settings(parameters: dict[str, Any]) -> dict[str, Any]:
     """The decoding options that were given on the command line, checked as far as each can be checked alone."""
@@ -84,12 +89,11 @@ def one_of(option: str, values: list[Any]) -> Any:
     return values[0] if values else None
 
 
-def open_session(name: str, device: str | None = None, *, tasks: Sequence[Task] = ()) -> Session:
+def open_session(name: str, device: str = "auto", *, pictures: bool = False) -> Session:
     """Load the model called ``name`` with its presets; a status line says so on a terminal.
 
-    If one of ``tasks`` has pictures: a MMaDA with its image tokenizer.
+    With ``pictures``: a MMaDA with its image tokenizer.
     """
-    pictures = any(task.has_pictures for task in tasks)
     if pictures:
         require("multimodal", "PIL", "pycocoevalcap")
     with status(f"loading {name} ..."):
@@ -100,7 +104,6 @@ def open_session(name: str, device: str | None = None, *, tasks: Sequence[Task] 
         from ..tasks.presets import load_presets
 
         transformers.utils.logging.set_verbosity_error()
-        _check_device(device)
         load: Any = importlib.import_module("wino.multimodal").load if pictures else wino.load
         model, tokenizer = load(name, device=device)
         presets = load_presets(Path(str(model.config.name_or_path)))
@@ -140,12 +143,3 @@ def check_writable(path: Path) -> None:
     """Refuse an output file that could not be written, before the work is done rather than after."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise BadInputError(f"{path}: expected a file name in an existing folder that can be written to")
-
-
-def _check_device(device: str | None) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInputError(f"device: {device!r} cannot be used here ({one_line(str(error))})") from error

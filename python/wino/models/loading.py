@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from ..device import choose_device
 from ..files import write_atomically
 from ..foreign import read_json
 from .architecture import of_checkpoint
@@ -38,7 +39,10 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def load(
-    name_or_path: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = "auto",
 ) -> tuple[LLaDAModelLM, PreTrainedTokenizerBase]:
     """A LLaDA or MMaDA in evaluation mode, and its tokenizer.
 
@@ -48,23 +52,23 @@ def load(
             safetensors in one file or sharded, tokenizer files); or a hub id such as ``"GSAI-ML/LLaDA-8B-Instruct"``.
         dtype: of the parameters, or its name, such as "bfloat16"; None: that of the checkpoint's embedding (bfloat16
             for ours and LLaDA-8B).
-        device: where to put the model; None: the CPU.
+        device: where to put the model; "auto" or None: a CUDA GPU where there is one, else the CPU.
 
     Raises:
         FileNotFoundError: no such folder or hub id, or a file is missing from it.
         TypeError: a dtype that is neither a ``torch.dtype`` nor a text.
         ValueError: a checkpoint of neither, or tensors are missing, unexpected or misshapen (named); found before any
-            weight is read. No floating-point dtype. A file that leads out of the folder. Code that the checkpoint
-            brings never runs, and pickled weights are not read.
+            weight is read. No floating-point dtype, or a device that cannot be used here. A file that leads out of the
+            folder. Code that the checkpoint brings never runs, and pickled weights are not read.
     """
-    wanted = None if dtype is None else floating_dtype(dtype)
+    wanted, where = None if dtype is None else floating_dtype(dtype), choose_device(device)
     folder = checkpoint_folder(name_or_path)
     check_links(folder)
     config = _read_config(folder)
     shards = _check_tensors(folder, config)
     generation_config = _read_generation_config(folder)
     tokenizer = read_tokenizer(folder, config)
-    model = _read_model(shards, config, wanted, torch.device("cpu" if device is None else device))
+    model = _read_model(shards, config, wanted, where)
     if generation_config is not None:
         model.generation_config = generation_config
     return model, tokenizer

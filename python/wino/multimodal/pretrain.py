@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -255,6 +256,8 @@ def save_folder(model: MMadaModelLM, corpus: Pictures, folder: Path) -> None:
     """A checkpoint that :func:`wino.multimodal.load` reads, image tokenizer included."""
     save_model_folder(model, folder, corpus.tokenizer)
     corpus.processor.magvit.save(folder / IMAGE_TOKENIZER, torch.float16)
+    settings = {"max_new_tokens": max(task.max_new_tokens for task in PICTURE_TASKS.values())}
+    (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

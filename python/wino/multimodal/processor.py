@@ -95,7 +95,7 @@ def load(
     *,
     image_tokenizer: str | Path | None = None,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = "auto",
 ) -> tuple[MMadaModelLM, Processor]:
     """A MMaDA and its processor; arguments and errors as of :func:`wino.load`.
 
@@ -109,4 +109,4 @@ def load(
     if image_tokenizer is None:
         beside = checkpoint_folder(name_or_path) / IMAGE_TOKENIZER
         image_tokenizer = beside if beside.is_dir() else PUBLISHED_IMAGE_TOKENIZER
-    return model, Processor(tokenizer, model.config, MAGVITv2.load(image_tokenizer, device=device))
+    return model, Processor(tokenizer, model.config, MAGVITv2.load(image_tokenizer, device=model.device))
