@@ -128,7 +128,14 @@ SkipInvalid = Annotated[
 AllowCodeExecution = Annotated[
     bool,
     typer.Option(
-        "--allow-code-execution", help="humaneval, mbpp: run the programs that the model writes, with limits."
+        "--allow-code-execution", help="humaneval, mbpp: run the programs that the model writes, in a sandbox."
+    ),
+]
+AllowUnsandboxed = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unsandboxed-code-execution",
+        help="With --allow-code-execution: where this machine has no sandbox, run them without, as you.",
     ),
 ]
 Records = Annotated[Path, typer.Argument(help="Records of wino collect (JSON lines).")]
@@ -304,6 +311,7 @@ def eval_command(
     ] = None,
     skip_invalid: SkipInvalid = False,
     allow_code_execution: AllowCodeExecution = False,
+    allow_unsandboxed_code_execution: AllowUnsandboxed = False,
     decoder: Annotated[
         list[str] | None,
         typer.Option(help=f"{_DECODER_HELP} Several with --out.", rich_help_panel=_DECODING),
@@ -348,6 +356,7 @@ def eval_command(
         "batch_size": batch_size,
         "skip_invalid": skip_invalid,
         "allow_code_execution": allow_code_execution,
+        "allow_unsandboxed": allow_unsandboxed_code_execution,
     }
     if out is not None:
         from .curve import run_curve
@@ -457,6 +466,7 @@ def collect_command(
     batch_size: BatchSize = 64,
     skip_invalid: SkipInvalid = False,
     allow_code_execution: AllowCodeExecution = False,
+    allow_unsandboxed_code_execution: AllowUnsandboxed = False,
     temperatures: Annotated[
         str | None, typer.Option(help="Tried in turn until an answer is correct; 0,0.1,0.2,0.3,0.4,0.5 if left out.")
     ] = None,
@@ -489,6 +499,7 @@ def collect_command(
         temperatures=temperatures,
         skip_invalid=skip_invalid,
         allow_code_execution=allow_code_execution,
+        allow_unsandboxed=allow_unsandboxed_code_execution,
     )
 
 

@@ -34,10 +34,11 @@ def run_collect(
     temperatures: str | None,
     skip_invalid: bool,
     allow_code_execution: bool,
+    allow_unsandboxed: bool,
 ) -> None:
     """Collect, and say how many records the file has now."""
     check_writable(out)
-    task = task_to_run(task_name, allow_code_execution)
+    task = task_to_run(task_name, allow_code_execution, allow_unsandboxed)
     skipped = Skipped(skip_invalid)
     items, source = _items(task, data, n, item_seed, skipped)
     shard = _shard()

@@ -39,12 +39,12 @@ _SHARED = (
 """The settings that every decoder has."""
 
 
-def task_to_run(name: str, allow_code_execution: bool) -> Task:
+def task_to_run(name: str, allow_code_execution: bool, allow_unsandboxed: bool = False) -> Task:
     """The task, if grading it needs nothing that was not allowed."""
     task = get_task(name)
     if isinstance(task, CodeTask):
         if allow_code_execution:
-            task.allow_code_execution()
+            task.allow_code_execution(allow_unsandboxed)
         task.check_allowed()
     return task
 
@@ -104,12 +104,13 @@ def run_eval(
     json_file: Path | None,
     skip_invalid: bool = False,
     allow_code_execution: bool = False,
+    allow_unsandboxed: bool = False,
 ) -> None:
     """Evaluate, print the table, write the JSON file.
 
     What an interrupted run decoded stays in a folder beside the JSON file, from which the same command goes on.
     """
-    task, skipped = task_to_run(task_name, allow_code_execution), Skipped(skip_invalid)
+    task, skipped = task_to_run(task_name, allow_code_execution, allow_unsandboxed), Skipped(skip_invalid)
     items = select_items(task, data, split, item_seed, n, skipped)
     if json_file is not None:
         check_writable(json_file)

@@ -6,14 +6,16 @@ blocks of 128, WINO thresholds by task and 0.9.
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from . import answers, programs
+from . import answers, execution, programs
 from .base import Item, Task
+from .execution.sandbox import Means, choose_means
 from .mathematics import check_installed, same_mathematics
 from .sudoku import puzzle_of, solves
 
@@ -169,10 +171,15 @@ class CodeTask(TextTask):
 
     runs_code = True
     _allowed = False
+    _means: Means | None = None
 
-    def allow_code_execution(self) -> None:
-        """Programs that a model wrote may be run on this machine (see :mod:`wino.tasks.execution` for the limits)."""
+    def allow_code_execution(self, unsandboxed: bool = False) -> None:
+        """Programs that a model wrote may be run on this machine, in the sandbox of :mod:`wino.tasks.execution`.
+
+        ``unsandboxed``: where this machine has none, they may run without one, as this user.
+        """
         self._allowed = True
+        self._means = choose_means(unsandboxed)
 
     def check_allowed(self) -> None:
         """Raise ``ValueError`` unless running programs was allowed."""
@@ -182,14 +189,12 @@ class CodeTask(TextTask):
             )
 
     def grade(self, item: Item, text: str) -> bool:
-        from .execution import passes
-
         self.check_allowed()
-        return passes(self.program(item, programs.extract(text, item.metadata["entry_point"])))
+        return self.passes(item, programs.extract(text, item.metadata["entry_point"]))
 
     @abstractmethod
-    def program(self, item: Item, code: str) -> str:
-        """The candidate followed by its tests."""
+    def passes(self, item: Item, code: str) -> bool:
+        """Whether a program passes the item's tests."""
 
 
 class HumanEval(CodeTask):
@@ -207,10 +212,15 @@ class HumanEval(CodeTask):
         own = {name: row[name] for name in ("prompt", "test", "entry_point")}
         return self._item(prompt, str(row.get("canonical_solution") or ""), **own)
 
-    def program(self, item: Item, code: str) -> str:
-        name = item.metadata["entry_point"]
-        whole = programs.complete(item.metadata["prompt"], code, name)
-        return f"{whole}\n\n{item.metadata['test']}\n\ncheck({name})\n"
+    def passes(self, item: Item, code: str) -> bool:
+        head, name = item.metadata["prompt"], item.metadata["entry_point"]
+        return execution.passes(
+            programs.complete(head, code, name),
+            f"{item.metadata['test']}\n\ncheck({name})\n",
+            names=[name],
+            helpers=[f"{head.rstrip()}\n    pass\n"],
+            means=self._means,
+        )
 
 
 class Mbpp(CodeTask):
@@ -224,17 +234,41 @@ class Mbpp(CodeTask):
             tests = json.loads(tests)
         if not isinstance(question, str) or not tests or not all(isinstance(test, str) for test in tests):
             raise ValueError("expected a question in text or prompt, and assertions in test_list")
-        imports = row.get("test_imports") or []
-        setup = "\n".join([*imports, str(row.get("test_setup_code") or "")])
+        imported = "\n".join(row.get("test_imports") or [])
+        setup = str(row.get("test_setup_code") or "")
         prompt = (
             f"{question}\nYour code should pass these tests:\n\n" + "\n".join(tests) + "\n\nAnswer with a code block."
         )
         solution = str(row.get("code") or "")
-        name = programs.entry_point_of(tests, solution)
-        return self._item(prompt, solution, tests=list(tests), setup=setup, entry_point=name)
+        own = {"tests": list(tests), "setup": setup, "imports": imported}
+        return self._item(prompt, solution, **own, entry_point=programs.entry_point_of(tests, solution))
 
-    def program(self, item: Item, code: str) -> str:
-        return programs.future_first("\n".join([item.metadata["setup"], code, *item.metadata["tests"]]))
+    def passes(self, item: Item, code: str) -> bool:
+        imports, setup, tests = (item.metadata[name] for name in ("imports", "setup", "tests"))
+        names, own_imports = _published(item.answer, "\n".join([setup, *tests]))
+        return execution.passes(
+            programs.future_first(code),
+            "\n".join([setup, *tests]) + "\n",
+            names=names,
+            helpers=[imports, own_imports],
+            before=[imports, setup],
+            means=self._means,
+        )
+
+
+def _published(solution: str, tests: str) -> tuple[list[str] | None, str]:
+    """The names of a published solution that its tests use (``None`` without one), and its imports."""
+    try:
+        body, used = ast.parse(solution).body, ast.walk(ast.parse(tests))
+    except (SyntaxError, ValueError):
+        return None, ""
+    defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined |= {
+        name.id for node in body if isinstance(node, ast.Assign) for name in node.targets if isinstance(name, ast.Name)
+    }
+    loaded = {node.id for node in used if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    imports = "\n".join(ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom))
+    return sorted(defined & loaded) or None, imports
 
 
 TEXT_TASKS: tuple[type[TextTask], ...] = (
