@@ -52,7 +52,7 @@ def run_stats(source: Path) -> None:
     print("correct at temperature: " + ", ".join(f"{t:g}: {n}" for t, n in sorted(temperatures.items()) if n))
     print("tokens accepted at step:")
     most = max(accepted.values(), default=1)
-    for step in range(max(accepted, default=-1) + 1):
+    for step in sorted(accepted):
         count = accepted[step]
         print(f"{step:>5} {'#' * round(_BAR * count / most):<{_BAR}} {count:>8}  {count / tokens:6.1%}")
 

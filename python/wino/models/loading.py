@@ -32,7 +32,8 @@ BUNDLED = "wino-tiny"
 _RECIPES = {BUNDLED: "make tiny", "wino-tiny-plus": "make plus", "wino-tiny-mmada": "make tiny-mmada"}
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
-_DTYPES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # of safetensors; all others are of quantised weights
+#: Those of safetensors that weights may have; all others are of quantised ones.
+DTYPES = ("F64", "F32", "BF16", "F16")
 _LARGEST_HEADER = 1 << 24  # bytes; LLaDA-8B's has 35,000
 _BLOCK = re.compile(r"model\.transformer\.blocks\.(\d{1,9})\.")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -208,10 +209,10 @@ def _check_tensors(folder: Path, config: LLaDAConfig) -> list[Path]:
         for name, dtype, shape in read_header(shard):
             if name in found:
                 raise ValueError(f"{shard}: the tensor {name:.80} is in another file too")
-            if dtype not in _DTYPES:
+            if dtype not in DTYPES:
                 raise ValueError(
                     f"{shard}: the tensor {name:.80} is {dtype}; quantised weights are not supported, only "
-                    f"{', '.join(_DTYPES)}"
+                    f"{', '.join(DTYPES)}"
                 )
             found[name] = shape
     # A million layers are told from the names, before anything is built.

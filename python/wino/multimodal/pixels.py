@@ -14,6 +14,11 @@ from torch import Tensor
 
 Source = str | os.PathLike[str] | IO[bytes] | Image.Image
 
+#: What is read of Pillow's: none that starts another program, as PostScript would.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+#: Above that a picture is refused: decoded and turned upright it takes about a gigabyte.
+MOST_PIXELS = 1 << 27
+_ROWS = 256
 _LONGEST = 16  # sides further apart than this are cut before they are scaled: the middle alone is kept anyway
 
 
@@ -27,30 +32,36 @@ def open_image(source: Source) -> Image.Image:
     Raises:
         TypeError: ``source`` is none of those; bytes go into an ``io.BytesIO``.
         FileNotFoundError: no such file.
-        ValueError: not an image, a truncated one, one without pixels or with more than twice
-            ``PIL.Image.MAX_IMAGE_PIXELS``, or one of floating-point pixels, whose range is unknown. Names the source.
+        ValueError: not an image of one of ``FORMATS``, a truncated one, one without pixels or with more than
+            ``MOST_PIXELS`` (told before it is decoded), or one of floating-point pixels, whose range is unknown. Names
+            the source.
     """
     if not isinstance(source, str | os.PathLike | Image.Image) and not hasattr(source, "read"):
         kind = type(source).__name__
         raise TypeError(f"source: expected a path, an open binary file or a Pillow image, got {kind}")
     name = f"image {_name(source)}"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but not yet an error
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS is what counts
         try:
-            image = source if isinstance(source, Image.Image) else Image.open(source)
+            image = source if isinstance(source, Image.Image) else _opened(source)
             width, height = image.size
-            if width * height == 0:
-                raise ValueError(f"{name}: has no pixels ({width} x {height})")
+            if not 0 < width * height <= MOST_PIXELS:
+                raise ValueError(f"has {width} x {height} pixels, expected 1 to {MOST_PIXELS}")
             image.load()
-            return _as_rgb(_upright(image), name)
+            return _as_rgb(_upright(image))
         except FileNotFoundError:
             raise
         except UnidentifiedImageError:
-            raise ValueError(f"{name}: is not an image that Pillow can read") from None
-        except Image.DecompressionBombError as error:
+            raise ValueError(f"{name}: is not an image of the formats {', '.join(FORMATS)}") from None
+        except (ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{name}: {error}") from error
-        except (OSError, SyntaxError, EOFError) as error:  # what Pillow's plugins raise for a broken file
+        except Exception as error:  # Pillow's plugins raise what they come across in a broken file
             raise ValueError(f"{name}: is broken ({error})") from error
+
+
+def _opened(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    Image.init()  # knows what this Pillow was built with
+    return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def to_pixels(source: Source, size: int, fit: Literal["crop", "squash"] = "crop") -> Tensor:
@@ -105,20 +116,24 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, in one of four notations, or 32
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"{name}: integer pixels must lie in [0, 65535], got {values.min()} to {values.max()}")
+            raise ValueError(f"integer pixels must lie in [0, 65535], got {values.min()} to {values.max()}")
         eight_bits = image.mode == "I" and values.max() <= 255
         image = Image.fromarray((values if eight_bits else values // 257).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError(f"{name}: has floating-point pixels, of which nothing tells the range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        raise ValueError("has floating-point pixels, of which nothing tells the range")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    width, height = image.size
+    seen = Image.new("RGB", image.size)
+    for top in range(0, height, _ROWS):  # a few rows at a time: of a large picture four copies would be gigabytes
+        rows = image.crop((0, top, width, min(top + _ROWS, height))).convert("RGBA")
+        white = Image.new("RGBA", rows.size, (255, 255, 255, 255))
+        seen.paste(Image.alpha_composite(white, rows).convert("RGB"), (0, top))
+    return seen
 
 
 def _name(source: Source) -> str:

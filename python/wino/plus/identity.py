@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from ..files import write_atomically
+from ..foreign import read_json
 from .records import Trajectory
 
 _FILE = "wino_plus.json"
+_LARGEST_FILE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,12 @@ def is_trained_here(folder: Path) -> bool:
 def read_identity(folder: Path) -> Identity:
     """Raises ``ValueError`` if ``folder`` is not the result of a training stage."""
     try:
-        return Identity(**json.loads((folder / _FILE).read_text()))
+        found = Identity(**read_json(folder / _FILE, _LARGEST_FILE))
+        for field in fields(Identity):
+            kind: type = int if field.name in ("vocab_size", "mask_token_id") else str
+            if type(getattr(found, field.name)) is not kind:
+                raise ValueError(f"{field.name}: expected {kind.__name__}, got {getattr(found, field.name)!r:.80}")
+        return found
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder}: expected the result of `wino train`, with {_FILE} ({error})") from None
 

@@ -11,10 +11,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 
 from ..models.llada import LLaDAConfig, LLaDAModelLM
 from ..models.loading import check_shapes, checkpoint_folder, load, read_header, without_weights
+from .adapters import WEIGHTS, check_adapter
 from .identity import check_base, is_trained_here, read_identity
 from .outcome import complete
-
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def merge(base: str | Path, adapter: Path, out: Path) -> Path:
@@ -68,16 +67,11 @@ def _read_adapter_config(adapter: Path) -> LoraConfig:
             f"adapter: expected the result of `wino train` or another LoRA in PEFT's layout, got {adapter} without "
             "adapter_config.json"
         )
+    check_adapter(adapter)
     try:
-        config = PeftConfig.from_pretrained(str(adapter))
+        return cast(LoraConfig, PeftConfig.from_pretrained(str(adapter)))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{adapter / 'adapter_config.json'}: not a configuration of PEFT ({error})") from error
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"adapter: expected a LoRA, got {adapter} with peft_type {config.peft_type.value}")
-    if not (adapter / _WEIGHTS).is_file():
-        # A pickled adapter_model.bin can hold code, so it is not read.
-        raise FileNotFoundError(f"adapter: {adapter} has no {_WEIGHTS}; save it with safe_serialization=True")
-    return config
 
 
 def _check_tensors(adapter: Path, config: LoraConfig, model: LLaDAModelLM, base: str) -> None:
@@ -91,5 +85,5 @@ def _check_tensors(adapter: Path, config: LoraConfig, model: LLaDAModelLM, base:
         raise ValueError(f"adapter: {adapter} does not fit {base} ({reason})") from error
     expected = get_peft_model_state_dict(skeleton, save_embedding_layers=False)
     shapes = {name: tuple(value.shape) for name, value in expected.items()}
-    found = {name: shape for name, _, shape in read_header(adapter / _WEIGHTS)}
+    found = {name: shape for name, _, shape in read_header(adapter / WEIGHTS)}
     check_shapes(f"adapter: {adapter}", found, shapes, f"its configuration on {base}")

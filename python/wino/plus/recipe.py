@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,16 +19,22 @@ PRESETS = {
 }
 
 
+_LARGEST_FILE = 1 << 20
+_APath = Annotated[Path, Field(strict=False)]
+_MANY = 1 << 31
+_Beta = Annotated[float, Field(ge=0, lt=1, strict=True)]
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=True, allow_inf_nan=False)
 
 
 class Adapter(_Strict):
     """LoRA: ``preset`` names the adapted projections, see ``PRESETS``."""
 
     preset: Literal["published", "full"] = "published"
-    rank: int = Field(default=128, gt=0)
-    alpha: int = Field(default=128, gt=0)
+    rank: int = Field(default=128, gt=0, le=1 << 16)
+    alpha: int = Field(default=128, gt=0, le=1 << 16)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -54,19 +60,19 @@ class Stage(_Strict):
         batch_size: samples of one process in one forward; ``accumulation`` of them make an optimiser step.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    trajectories: list[Path] = Field(min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=100)
+    trajectories: list[_APath] = Field(min_length=1)
     order: Literal["wino", "random"] = "wino"
-    block_length: int | None = Field(default=None, gt=0)
+    block_length: int | None = Field(default=None, gt=0, le=_MANY)
     epochs: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=8, gt=0)
-    accumulation: int = Field(default=1, gt=0)
+    steps: int | None = Field(default=None, gt=0, le=_MANY)
+    batch_size: int = Field(default=8, gt=0, le=_MANY)
+    accumulation: int = Field(default=1, gt=0, le=_MANY)
     learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=_MANY)
     weight_decay: float = Field(default=0.0, ge=0)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: Annotated[tuple[_Beta, _Beta], Field(strict=False)] = (0.9, 0.999)
     max_grad_norm: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
@@ -90,16 +96,16 @@ class Recipe(_Strict):
     """
 
     model: str
-    output: Path
+    output: _APath
     adapter: Adapter | None = Adapter()
     loss: Loss = Loss()
     stages: list[Stage] = Field(min_length=1)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     bf16: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=_MANY)
     gradient_checkpointing: bool = False
-    logging_steps: int = Field(default=10, gt=0)
-    save_steps: int = Field(default=100, gt=0)
+    logging_steps: int = Field(default=10, gt=0, le=_MANY)
+    save_steps: int = Field(default=100, gt=0, le=_MANY)
     report_to: list[str] = []
 
     @model_validator(mode="after")
@@ -130,10 +136,7 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     file = Path(path)
     text = (_folder() / f"{path}.yaml").read_text() if str(path) in packaged() and not file.exists() else None
     base = Path() if text is not None else file.parent
-    try:
-        fields = yaml.safe_load(file.read_text(encoding="utf-8") if text is None else text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    fields = _parse(_read(file) if text is None else text, str(path))
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a mapping with the fields of a recipe, got {type(fields).__name__}")
     try:
@@ -143,6 +146,42 @@ def read_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         raise ValueError(f"{path}: " + "; ".join(problems)) from None
     stages = [s.model_copy(update={"trajectories": [base / p for p in s.trajectories]}) for s in recipe.stages]
     return recipe.model_copy(update={"stages": stages})
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without what makes a short text a large value, or one of two values: aliases, and keys that come twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not supported")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        value = super().construct_mapping(node, deep)
+        if len(value) < len(node.value):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key comes twice in one mapping")
+        return value
+
+
+def _read(file: Path) -> str:
+    with open(file, "rb") as opened:
+        content = opened.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(f"{file}: expected at most {_LARGEST_FILE} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file}: line {line} has the byte 0x{content[error.start]:02x}, which is not UTF-8") from None
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, _Plain)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: not YAML: {' '.join(str(error).split()):.300}") from None
+    except RecursionError:
+        raise ValueError(f"{name}: not YAML: nested too deeply") from None
 
 
 def _message(error: Any) -> str:

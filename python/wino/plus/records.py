@@ -13,12 +13,15 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from ..files import AppendedLines, numbered_lines, utf8, written_atomically
+from ..foreign import parse_json
 
 _OLD_NAMES = {"wino_trajectory": "trajectory_accepted"}
 _INTEGER_LISTS = ("prompt_ids", "generated_ids", "trajectory_accepted", "trajectory_proposed")
 _INTEGERS = ("prompt_length", "decoding_steps")
 _STRINGS = ("unique_id", "source", "generated_text")
 _UNSAID = {"cache": "none"}  # settings of records that do not name them
+_LARGEST = (1 << 63) - 1
+_HOTTEST = 1e6
 _OPTIONAL = ("trajectory_proposed", "source", "metadata", "prompt_length", "generated_text", "used_temperature")
 
 
@@ -65,7 +68,7 @@ class Trajectory:
         return hashlib.sha256(content.encode()).hexdigest()
 
     @classmethod
-    def from_json(cls, line: str, where: str = "record") -> Trajectory:
+    def from_json(cls, line: str | bytes, where: str = "record") -> Trajectory:
         """Parse and validate a line.
 
         The authors' records load too: ``wino_trajectory`` is ``trajectory_accepted``, other unknown fields go to
@@ -74,12 +77,12 @@ class Trajectory:
         Raises:
             ValueError: naming ``where``, the field, what was expected and what came.
         """
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
+        values = parse_json(line, where)
         if not isinstance(values, dict):
             raise ValueError(f"{where}: expected an object, got {_shown(values)}")
+        for old, name in _OLD_NAMES.items():
+            if old in values and name in values:
+                _fail(where, name, f"no {old} beside it", values[old])
         values = {_OLD_NAMES.get(name, name): value for name, value in values.items()}
         _fill(values)
         own = {f.name for f in fields(cls)}
@@ -113,12 +116,12 @@ def _check(where: str, values: dict[str, Any]) -> None:
         if not isinstance(values[name], str):
             _fail(where, name, "a string", values[name])
     for name in _INTEGERS:
-        if not _is_integer(values[name]) or values[name] < 0:
+        if not _is_integer(values[name]) or not 0 <= values[name] <= _LARGEST:
             _fail(where, name, "an integer >= 0", values[name])
     if not isinstance(values["correct"], bool):
         _fail(where, "correct", "true or false", values["correct"])
     temperature = values["used_temperature"]
-    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 <= temperature < float("inf"):
+    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 <= temperature <= _HOTTEST:
         _fail(where, "used_temperature", "a number >= 0", temperature)
     for name in _INTEGER_LISTS:
         least = -1 if name.startswith("trajectory") else 0
@@ -127,6 +130,11 @@ def _check(where: str, values: dict[str, Any]) -> None:
             continue
         if not isinstance(given, list) or not given or not all(_is_integer(i) and i >= least for i in given):
             _fail(where, name, f"a list of integers >= {least}", given)
+        if max(given) > _LARGEST:
+            _fail(where, name, "integers of 63 bits", max(given))
+    block = values["metadata"].get("block_length")
+    if block is not None and not (_is_integer(block) and 0 < block <= _LARGEST):
+        _fail(where, "metadata.block_length", "an integer >= 1", block)
     if values["prompt_length"] != len(values["prompt_ids"]):
         _fail(where, "prompt_length", f"{len(values['prompt_ids'])}, the number of prompt_ids", values["prompt_length"])
     for name in ("trajectory_accepted", "trajectory_proposed"):

@@ -23,8 +23,10 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..files import write_atomically
+from ..foreign import read_json
 from ..models.llada import LLaDAModelLM
 from ..models.loading import checkpoint_folder, load
+from .adapters import check_adapter
 from .callbacks import LossTable, ProgressLine, StopAfterStep
 from .identity import Identity, check_records, identify, read_identity, write_identity
 from .outcome import complete
@@ -62,7 +64,7 @@ def _claim(recipe: Recipe, number: int) -> None:
     described["trajectories_sha256"] = [_digest(path) for path in files]
     path = folder / "recipe.json"
     if path.exists():
-        if json.loads(path.read_text()) != described:
+        if read_json(path) != described:
             raise ValueError(
                 f"{folder} holds the run of another recipe or of other trajectories; remove it or choose another output"
             )
@@ -128,6 +130,7 @@ def adapted_model(model: LLaDAModelLM, adapter: Adapter | None, previous: Path |
     if adapter is None:
         return model
     if previous is not None:
+        check_adapter(previous)
         return PeftModel.from_pretrained(model, str(previous), is_trainable=True)
     names = "|".join(PRESETS[adapter.preset])
     config = LoraConfig(
@@ -174,7 +177,7 @@ def _last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; torn ones are removed (``trainer_state.json`` comes last)."""
     while found := get_last_checkpoint(str(folder)):
         try:
-            json.loads((Path(found) / "trainer_state.json").read_text())
+            read_json(Path(found) / "trainer_state.json")
             return Path(found)
         except (OSError, ValueError):
             shutil.rmtree(found, ignore_errors=True)  # another process may be doing the same

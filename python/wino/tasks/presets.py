@@ -8,11 +8,13 @@ from typing import Any
 
 from ..config import GenerationConfig
 from ..files import write_atomically
+from ..foreign import read_json
 from .base import Task
 from .text import TEXT_TASKS
 from .visual import VISUAL_TASKS
 
 PRESETS_FILE = "presets.json"
+_LARGEST_FILE = 1 << 20
 
 #: Beside the tasks of a presets file: a sentence that says where its settings come from.
 SOURCE = "_source"
@@ -29,10 +31,7 @@ def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     path = folder / PRESETS_FILE
     if not path.exists():
         return {}
-    try:
-        presets = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    presets = read_json(path, _LARGEST_FILE)
     if isinstance(presets, dict) and not isinstance(presets.pop(SOURCE, ""), str):
         raise ValueError(f"{path}: {SOURCE}: expected a sentence that says where the settings come from")
     tasks = presets.values() if isinstance(presets, dict) else (None,)
