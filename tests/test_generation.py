@@ -42,9 +42,16 @@ def prompts(batch: int, length: int = PROMPT, seed: int = 1) -> Tensor:
 
 
 def config(decoder: str = "wino", **settings: object) -> wino.GenerationConfig:
+    rule = {"threshold": 0.5} if decoder in ("wino", "confidence_threshold") else {}
     return wino.GenerationConfig(
-        **{"decoder": decoder, "max_new_tokens": LENGTH, "block_length": BLOCK, "threshold": 0.5, **settings}
+        **{"decoder": decoder, "max_new_tokens": LENGTH, "block_length": BLOCK, **rule, **settings}
     )
+
+
+def fitting(decoder: str, **settings: object) -> wino.GenerationConfig:
+    """``config`` with those of ``settings`` that ``decoder`` goes by."""
+    own = {name: value for name, value in settings.items() if decoder in wino.config.USED_BY.get(name, DECODERS)}
+    return config(decoder, **own)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_generation import BLOCK, EOS, LENGTH, MASK, PROMPT, config, peaked_model, prompts
+from test_generation import BLOCK, EOS, LENGTH, MASK, PROMPT, config, fitting, peaked_model, prompts
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -97,8 +97,8 @@ def test_replayed_steps_are_plain_steps(
 ) -> None:
     """One graph serves every step and block of a decode, with "wino" one with and one without the shadow block."""
     ids = prompts(1)
-    plain = wino.generate(model, ids, generation_config=config(decoder, **settings))
-    out = wino.generate(model, ids, generation_config=config(decoder, cuda_graph=True, **settings))
+    plain = wino.generate(model, ids, generation_config=fitting(decoder, **settings))
+    out = wino.generate(model, ids, generation_config=fitting(decoder, cuda_graph=True, **settings))
     assert torch.equal(out.sequences, plain.sequences) and torch.equal(out.accepted_at, plain.accepted_at)
     assert sum(graphs) == int(out.steps[0]) - 2 * len(graphs) > 0 and len(graphs) <= 1 + (decoder == "wino")
 
@@ -142,9 +142,9 @@ def test_compiled_without_a_break_and_once(model: LLaDAModelLM, decoder: str, ca
     for seed in range(3):
         settings = {"threshold": 0.4 + 0.1 * seed, "threshold_back": 0.8 - 0.1 * seed, "seed": seed}
         ids = prompts(1, seed=seed)
-        plain = wino.generate(model, ids, None, config(decoder, cache=cache, temperature=0.5, **settings))
+        plain = wino.generate(model, ids, None, fitting(decoder, cache=cache, temperature=0.5, **settings))
         before = len(compiled)
-        out = wino.generate(model, ids, None, config(decoder, **options, **settings))
+        out = wino.generate(model, ids, None, fitting(decoder, **options, **settings))
         assert torch.equal(out.sequences, plain.sequences) and torch.equal(out.accepted_at, plain.accepted_at)
         assert seed == 0 or len(compiled) == before
     assert 1 <= len(compiled) <= 4  # all tokens or a part, with the shadow block or without

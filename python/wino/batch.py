@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from wino_kernels.eager.norm_qkv_rope import rows_of
 
 from .config import GenerationConfig
 from .decoders.base import BlockState, keep_rows, per_request
+from .drafts import Scorer
 from .models.backbone import Backbone
 from .models.forward import rotary_rows
 
@@ -46,16 +46,16 @@ class Batch:
     with masks or ``guide`` in the prompt's place.
 
     Attributes:
-        head: the model's, of the tokens and with the guidance that ``config`` asks for.
+        scorer: makes tokens and confidences of rows.
         tokens: (B, P + G) int64, up to date after ``settle``.
         accepted_at: (B, G) int64, docs/spec.md section 5, up to date after ``settle``.
         state: the current blocks.
         block_positions: (B, K) int64, where in ``tokens`` they lie.
         block_accepted_at: (B, K) int64; of a position that is still masked, the last step so far.
         confidence: (B, K) float32 of the last step.
-        end_token_id: the end-of-sequence token; -1, which no token is, where the model has none.
+        end_token_ids: (E,) int64 tokens that end an answer.
         steps: (B,) int64, forward passes so far.
-        ended: (B,) int32, with ``stop_at_eos`` whether the block holds nothing but the end-of-sequence token.
+        ended: (B,) int32, with ``stop_at_eos`` whether the block holds nothing but end tokens.
         report: (3, B) int32, what the host reads after a step: the decoder's status (docs/spec.md section 6),
             ``last`` and ``ended``.
         common_start: where in ``tokens`` all blocks begin; None: not all at one place, or a graph or a compiled step is
@@ -71,11 +71,11 @@ class Batch:
         generation_ids: Tensor,
         uses_shadow: bool,
         guide: tuple[Tensor, Tensor] | None = None,
+        ends: Sequence[int] = (),
     ) -> None:
         self.backbone, self.config = backbone, config
-        guidance = config.cfg_scale if config.cfg_scale > 0 else None
-        self.head = replace(backbone.head().within(config.token_range), guidance=guidance)
         batch, self.prompt_length = prompt.shape
+        self.scorer = Scorer(backbone, config, self.prompt_length)
         self.block_length, device = config.block_size, backbone.device
         self.num_real = self.prompt_length + config.max_new_tokens
         self.num_shadow = self.block_length if uses_shadow else 0
@@ -88,7 +88,7 @@ class Batch:
             .contiguous()
         )
         self.seed = per_request(config.seed, batch, device, torch.int64)
-        self.end_token_id = -1 if backbone.eos_token_id is None else backbone.eos_token_id
+        self.end_token_ids = torch.tensor(ends, dtype=torch.int64, device=device)
         self.samples = any(value > 0 for value in _values(config.temperature))
         self.common_start = self._start_of([0])
         self._start_blocks(batch, device)
@@ -338,7 +338,7 @@ class Batch:
             self.cache.keep(self._copies_of(rows))
             self.part = None
         self.report = self.report[:, : len(rows)].contiguous()
-        keep_rows(self, rows, shared=("offsets", "embedded_rows", "report"))
+        keep_rows(self, rows, shared=("offsets", "embedded_rows", "report", "end_token_ids"))
         self._find_rows()
 
 

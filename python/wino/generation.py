@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from transformers.utils import ModelOutput
 
@@ -15,6 +17,7 @@ from .batch import Batch, Passes
 from .config import GenerationConfig
 from .decoders import DECODERS, Decoder
 from .models.backbone import Backbone, backbone_of
+from .models.ends import end_token_ids
 from .step import Runner
 from .trace import StepRecord, record_step
 
@@ -27,7 +30,7 @@ class GenerationOutput(ModelOutput):
         sequences: (B, P + G) int64, prompt and generated tokens.
         steps: (B,) int64, forward passes each sequence took.
         accepted_at: (B, G) int64, the forward pass (from 0) at which each final token was accepted; -1 for given
-            tokens (docs/spec.md section 5).
+            tokens, and for those behind an early end (docs/spec.md section 5).
         trace: one list of :class:`wino.StepRecord` per sequence, if asked for.
     """
 
@@ -49,6 +52,7 @@ def generate(
     unconditional_ids: Tensor | None = None,
     unconditional_mask: Tensor | None = None,
     streamer: Any = None,
+    tokenizer: Any = None,
     **overrides: Any,
 ) -> GenerationOutput:
     """Decode a batch of prompts with a masked diffusion language model.
@@ -56,7 +60,7 @@ def generate(
     Args:
         model: a :class:`wino.models.LLaDAModelLM`, or a model after ``wino.patch(model)``.
         input_ids: (B, P) int64 prompts, padded on the left.
-        attention_mask: (B, P), 1 or True where ``input_ids`` holds a real token; None: everywhere.
+        attention_mask: (B, P) of 0 and 1 or bool, 1 or True where ``input_ids`` holds a real token; None: everywhere.
         generation_config: the settings; None: the defaults of :class:`GenerationConfig`.
         generation_ids: (B, G) int64 initial tokens of the generation region: the mask id where to fill; other tokens
             are fixed.
@@ -65,19 +69,21 @@ def generate(
         streamer: a transformers streamer. ``put(input_ids)`` first, ``put_draft((B, G) tokens)`` after each step if
             it has that method, ``put_step(step, (B, G) tokens, records)`` if it has that one, ``put((B, G) tokens)``
             and ``end()`` at the end.
+        tokenizer: the model's. ``stop_strings`` needs it; with ``stop_at_eos`` its end tokens count beside the model's.
         **overrides: single settings that replace those of ``generation_config``.
 
     Returns:
-        :class:`GenerationOutput`. A sequence's result does not depend on the others in its batch, up to the rounding of
-        matrix products: tokens are equal where confidences stay 1e-4 away from thresholds and ties (docs/spec.md
-        section 6).
+        :class:`GenerationOutput`; with ``num_return_sequences`` n, the n rows of a prompt beside each other. A
+        sequence's result does not depend on the others in its batch, up to the rounding of matrix products: tokens are
+        equal where confidences stay 1e-4 away from thresholds and ties (docs/spec.md section 6).
 
     Raises:
         ValueError, TypeError: a bad argument, named, before the first forward pass.
         FloatingPointError: the model's logits were NaN; names sequence and position.
     """
-    config = _resolve_config(generation_config, overrides)
+    config = _with_length(_resolve_config(generation_config, overrides), input_ids)
     backbone = backbone_of(model)
+    _check_watchers(config, streamer, tokenizer)
     inputs = _check_inputs(backbone, config, input_ids, attention_mask, generation_ids)
     watched = backbone.put_on() if config.cuda_graph or config.compile_step else []
     if config.cuda_graph and watched:
@@ -85,12 +91,19 @@ def generate(
             f"cuda_graph: {watched[0][0]} has a hook or a forward of its own, which a replayed graph would not call; "
             "remove it, or decode without cuda_graph"
         )
+    guide = _check_guide(backbone, config, unconditional_ids, unconditional_mask, inputs[0])
+    ends = backbone.end_token_ids if tokenizer is None else end_token_ids(model, tokenizer)
+    ending = _find_ending(config, ends, tokenizer, given=inputs[2] != backbone.mask_token_id)
+    copies = config.num_return_sequences or 1
+    if copies > 1:
+        config, repeat = _copied(config, copies), partial(torch.repeat_interleave, repeats=copies, dim=0)
+        inputs = repeat(inputs[0]), repeat(inputs[1]), repeat(inputs[2])
+        guide = None if guide is None else (repeat(guide[0]), repeat(guide[1]))
     if not config.compile_step:  # torch.compile finds them itself
         backbone.hold_weights(packed=config.cache == "none")
-    guide = _check_guide(backbone, config, unconditional_ids, unconditional_mask, inputs[0])
-    run = _Run(backbone, config, *inputs, guide, watched, streamer=streamer)
+    run = _Run(backbone, config, *inputs, guide, watched, ending, streamer=streamer)
     if streamer is not None:
-        streamer.put(input_ids.cpu())
+        streamer.put(inputs[0].cpu())
     while run.running:
         run.step()
     if streamer is not None:
@@ -107,7 +120,10 @@ def generate(
 def _resolve_config(config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
     base = GenerationConfig() if config is None else config
     if not isinstance(base, GenerationConfig):
-        raise TypeError(f"generation_config: expected a wino.GenerationConfig, got {type(base).__name__}")
+        hint = ""
+        if isinstance(base, transformers.GenerationConfig):
+            hint = "; take wino.GenerationConfig(**config.to_diff_dict()), which checks every setting"
+        raise TypeError(f"generation_config: expected a wino.GenerationConfig, got {_kind(base)}{hint}")
     if not overrides:
         base.validate()
         return base
@@ -115,7 +131,70 @@ def _resolve_config(config: GenerationConfig | None, overrides: dict[str, Any]) 
     unknown = set(overrides) - set(settings)
     if unknown:
         raise TypeError(f"generate: unknown settings {sorted(unknown)}")
+    for length, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
+        if overrides.get(length) is not None and other not in overrides:
+            settings[other] = None
     return GenerationConfig(**{**settings, **overrides})
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _with_length(config: GenerationConfig, input_ids: Any) -> GenerationConfig:
+    """``config`` with ``max_new_tokens``, where it has the length of prompt and generation together."""
+    if config.max_length is None or not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
+        return config
+    left = config.max_length - input_ids.shape[1]
+    if left < 1:
+        raise ValueError(f"max_length: the prompt alone has {input_ids.shape[1]} positions, got {config.max_length}")
+    return GenerationConfig(**{**config.to_dict(), "max_length": None, "max_new_tokens": left})
+
+
+def _copied(config: GenerationConfig, copies: int) -> GenerationConfig:
+    """``config`` for ``copies`` rows of each sequence; the first draws what the sequence alone would."""
+    rows: dict[str, Any] = {
+        name: [each for each in value for _ in range(copies)]
+        for name in ("threshold", "threshold_back", "temperature")
+        if isinstance(value := getattr(config, name), Sequence)
+    }
+    seeds = config.seed if isinstance(config.seed, Sequence) else [config.seed]
+    return GenerationConfig(
+        **{**config.to_dict(), **rows, "seed": [s + (c << 32) for s in seeds for c in range(copies)]}
+    )
+
+
+def _check_watchers(config: GenerationConfig, streamer: Any, tokenizer: Any) -> None:
+    for name in ("put", "end") if streamer is not None else ():
+        if not callable(getattr(streamer, name, None)):
+            raise TypeError(f"streamer: expected put(value) and end(), {_kind(streamer)} has no {name}")
+    if config.stops and not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(f"tokenizer: stop_strings needs the model's tokenizer, got {_kind(tokenizer)}")
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What ends a sequence early: tokens, or texts that ``tokenizer`` makes of them; and what stands behind."""
+
+    tokens: tuple[int, ...]
+    texts: tuple[str, ...]
+    tokenizer: Any
+    filler: int
+
+
+def _find_ending(config: GenerationConfig, ends: tuple[int, ...], tokenizer: Any, given: Tensor) -> _Ending:
+    """``ends``: the model's own end tokens; ``given``: where the generation region is not to be filled."""
+    if config.eos_token_id is not None:
+        own = config.eos_token_id
+        ends = tuple(own) if isinstance(own, list | tuple) else (own,)
+    if config.stop_at_eos and not ends:
+        raise ValueError("stop_at_eos: the model's configuration has no eos_token_id, and none is set")
+    filler = config.pad_token_id if config.pad_token_id is not None or not ends else ends[0]
+    if config.stops and filler is None:
+        raise ValueError("stop_strings: the model has no eos_token_id; set pad_token_id, which is put behind the end")
+    if config.stops and bool(given.any()):
+        raise ValueError("stop_strings: generation_ids gives tokens that an early end would drop; take one of them")
+    return _Ending(ends, config.stops, tokenizer, -1 if filler is None else filler)
 
 
 def _check_inputs(
@@ -150,16 +229,38 @@ def _check_inputs(
     else:
         generation_ids = generation_ids.to(backbone.device)
         _check_ids("generation_ids", generation_ids, backbone.vocab_size)
-    if config.stop_at_eos and backbone.eos_token_id is None:
-        raise ValueError("stop_at_eos: the model's configuration has no eos_token_id")
-    if config.token_range is not None and config.token_range[1] > backbone.vocab_size:
-        raise ValueError(f"token_range: the vocabulary ends at {backbone.vocab_size}, got {config.token_range}")
+    _check_drafts(backbone, config)
     _check_graph(config, backbone.device)
     for name in ("threshold", "threshold_back", "temperature", "seed"):
         value = getattr(config, name)
         if isinstance(value, Sequence) and len(value) != batch:
             raise ValueError(f"{name}: expected one value or one for each of the {batch} sequences, got {len(value)}")
     return input_ids, visible, generation_ids
+
+
+def _check_drafts(backbone: Backbone, config: GenerationConfig) -> None:
+    """Settings that name tokens name those of the model, and leave something to draft."""
+    size = backbone.vocab_size
+    if config.token_range is not None and config.token_range[1] > size:
+        raise ValueError(f"token_range: the vocabulary ends at {size}, got {config.token_range}")
+    ends, pad = config.eos_token_id, config.pad_token_id
+    named = {
+        "suppress_tokens": config.suppress_tokens,
+        "begin_suppress_tokens": config.begin_suppress_tokens,
+        "bad_words_ids": config.suppressed if config.bad_words_ids else None,
+        "defer_tokens": config.defer_tokens,
+        "eos_token_id": [ends] if isinstance(ends, int) else ends,
+        "pad_token_id": None if pad is None else [pad],
+    }
+    for name, ids in named.items():
+        if ids and max(ids) >= size:
+            raise ValueError(f"{name}: token ids must lie in [0, {size}), got {max(ids)}")
+    barred = {backbone.mask_token_id, *config.suppressed, *(config.defer_tokens or ())}
+    barred |= {*(config.begin_suppress_tokens or ())}
+    if barred.issuperset(range(*config.token_range or (0, size))):
+        raise ValueError(
+            "suppress_tokens: expected some token that may be drafted, all of them are suppressed or deferred"
+        )
 
 
 def _check_prompts(
@@ -173,6 +274,8 @@ def _check_prompts(
     mask = torch.ones_like(ids) if mask is None else mask
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         raise ValueError(f"{mask_name}: expected a tensor {tuple(ids.shape)}, got {_describe(mask)}")
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"{mask_name}: expected 0 (padding) and 1, got values in {mask.unique()[:4].tolist()}")
     ids, visible = ids.to(backbone.device), mask.to(backbone.device, torch.bool)
     if not visible.all():
         if not visible[:, -1].all():
@@ -234,7 +337,7 @@ class _Sequence:
         number: its row in the caller's batch.
         given, open: for each block, whether it has given tokens, and whether it has something to fill.
         block: the block it is in; block_steps: forward passes spent on it; last_accepted: by the last of them.
-        stopped: whether it ended before its last block.
+        end: where in the generation region it ended, if it did before its last token.
     """
 
     number: int
@@ -243,13 +346,14 @@ class _Sequence:
     block: int = -1
     block_steps: int = 0
     last_accepted: int = 0
-    stopped: bool = False
+    end: int | None = None
 
     def next_block(self) -> int | None:
         return next((block for block in range(self.block + 1, len(self.open)) if self.open[block]), None)
 
-    def stop(self, is_end: bool) -> None:
-        self.stopped = is_end and self.next_block() is not None and not any(self.given[self.block + 1 :])
+    def may_stop(self) -> bool:
+        """Whether something is left to fill, and nothing given."""
+        return self.next_block() is not None and not any(self.given[self.block + 1 :])
 
 
 class _Run:
@@ -264,10 +368,11 @@ class _Run:
         generation_ids: Tensor,
         guide: tuple[Tensor, Tensor] | None,
         watched: list[tuple[str, Any]],
+        ending: _Ending,
         *,
         streamer: Any,
     ) -> None:
-        self.backbone, self.config, self.streamer = backbone, config, streamer
+        self.backbone, self.config, self.streamer, self.ending = backbone, config, streamer, ending
         batch, self.prompt_length = prompt.shape
         self.sequences = torch.cat((prompt, generation_ids), dim=1)
         self.accepted_at = torch.full_like(generation_ids, -1)
@@ -276,7 +381,9 @@ class _Run:
         self.trace: list[list[StepRecord]] = [[] for _ in range(batch)]
         self.decoder: Decoder = DECODERS[config.decoder](config, backbone.mask_token_id, batch, backbone.device)
         self.runner = Runner(self.decoder, config, watched)
-        self.batch = Batch(backbone, config, prompt, visible, generation_ids, self.decoder.uses_shadow, guide)
+        self.batch = Batch(
+            backbone, config, prompt, visible, generation_ids, self.decoder.uses_shadow, guide, ending.tokens
+        )
         masked = (generation_ids == backbone.mask_token_id).unflatten(1, (-1, config.block_size))
         blocks = torch.stack(((~masked).any(-1), masked.any(-1)), dim=1).tolist()
         self.rows: list[_Sequence | None] = [
@@ -314,7 +421,8 @@ class _Run:
         finished = []
         for row, sequence in enumerate(self.rows):
             if sequence is not None and statuses[row] == 1:
-                sequence.stop(bool(ended[row]))
+                if ended[row] and sequence.may_stop():
+                    sequence.end = (sequence.block + 1) * self.config.block_size
                 finished.append(row)
         if finished:
             self._advance(finished)
@@ -340,7 +448,9 @@ class _Run:
         for row in finished:
             sequence = self.rows[row]
             assert sequence is not None
-            block = None if sequence.stopped else sequence.next_block()
+            if self.ending.texts and sequence.block >= 0 and sequence.end is None:
+                sequence.end = self._end_of_text(row, sequence)
+            block = None if sequence.end is not None else sequence.next_block()
             if block is None:
                 leaving.append(row)
             else:
@@ -388,10 +498,23 @@ class _Run:
         self.sequences.index_copy_(0, numbers, self.batch.tokens.index_select(0, source))
         self.accepted_at.index_copy_(0, numbers, self.batch.accepted_at.index_select(0, source))
 
+    def _end_of_text(self, row: int, sequence: _Sequence) -> int | None:
+        """Behind the token that completes a stop string in the blocks so far, where in the generation region."""
+        before, behind = (number * self.config.block_size for number in (sequence.block, sequence.block + 1))
+        ids = self.batch.tokens[row, self.prompt_length : self.prompt_length + behind].tolist()
+
+        def has_stop(length: int) -> bool:
+            text = self.ending.tokenizer.decode(ids[:length], skip_special_tokens=False)
+            return any(stop in text for stop in self.ending.texts)
+
+        if not has_stop(behind):
+            return None
+        return next((length for length in range(before + 1, behind) if has_stop(length)), behind)
+
     def _fill_up(self, sequence: _Sequence) -> None:
-        if sequence.stopped:
-            behind = (sequence.block + 1) * self.config.block_size
-            self.generated[sequence.number, behind:] = self.batch.end_token_id
+        if sequence.end is not None:
+            self.generated[sequence.number, sequence.end :] = self.ending.filler
+            self.accepted_at[sequence.number, sequence.end :] = -1
 
     def _watcher(self) -> Callable[[], None] | None:
         """Before a step: what to call after it, if somebody wants to see it."""

@@ -21,7 +21,8 @@ _WARM_UP = 2  # plain steps before a capture: kernels are compiled and workspace
 
 
 def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
-    """One forward pass and one update of every sequence, in place; nothing is read from the device."""
+    """One forward pass and one update of every sequence, in place; compiled or captured, nothing is read from the
+    device."""
     state, config = batch.state, batch.config
     if batch.samples or config.remasking == "random" or config.choice_temperature > 0:
         batch.draw_seeds()
@@ -30,16 +31,16 @@ def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
     if not passes.verify:
         candidates = torch.where(state.masked, candidates, -2)
     noise = (batch.temperature, state.row_seeds) if batch.samples else None
-    token_ids, confidence = batch.head.score(hidden, candidates, noise)
+    token_ids, confidence = batch.scorer.score(hidden, candidates, noise, batch.block_start)
     batch.confidence.copy_(confidence)
-    decoder.observe(state, batch.head, hidden)
+    decoder.observe(state, batch.scorer.head, hidden)
     # Of the last step that finds a position masked: when the block ends, of the one that accepted its token.
     torch.where(state.masked, batch.steps[:, None], batch.block_accepted_at, out=batch.block_accepted_at)
     status = decoder.update(state, token_ids, confidence)
     batch.steps.add_(1)
     state.block_step.add_(1)
     if config.stop_at_eos:
-        batch.ended.copy_(state.tokens.eq(batch.end_token_id).all(1))
+        batch.ended.copy_((state.tokens[..., None] == batch.end_token_ids).any(-1).all(1))
     torch.stack((status, state.last_accepted, batch.ended), out=batch.report)
 
 

@@ -218,7 +218,12 @@ def test_trunks_that_are_no_single_call(change: Callable[[Any], None]) -> None:
 def test_what_a_backbone_says_of_its_model() -> None:
     model = build_llada(vocab_size=50, embedding_size=64).to(torch.bfloat16)
     backbone = backbone_of(model)
-    assert (backbone.mask_token_id, backbone.eos_token_id, backbone.vocab_size, backbone.max_length) == (1, 0, 64, 96)
+    assert (backbone.mask_token_id, backbone.end_token_ids, backbone.vocab_size, backbone.max_length) == (
+        1,
+        (0,),
+        64,
+        96,
+    )
     assert backbone.dtype == torch.bfloat16 and backbone.device == torch.device("cpu")
     head = backbone.head()
     assert head.weight is model.model.transformer.ff_out.weight and head.bias is None

@@ -18,7 +18,8 @@ from torch import nn
 import wino
 from wino.models import backbone_of
 
-RULE = {"max_new_tokens": 16, "block_length": 8, "threshold": 0.3, "threshold_back": 0.6}
+LENGTHS = {"max_new_tokens": 16, "block_length": 8}
+RULE = {**LENGTHS, "threshold": 0.3, "threshold_back": 0.6}
 CPU = torch.device("cpu")
 
 
@@ -92,8 +93,8 @@ def test_an_offloaded_model_decodes_as_it_would(
     assert away > 10
     assert backbone_of(model).device == CPU and backbone_of(model).dtype == torch.float32
     torch.testing.assert_close(model(prompt()).logits, whole(prompt()).logits, atol=1e-5, rtol=0)
-    for settings in ({}, {"cache": "dual", "decoder": "prophet", "cfg_scale": 0.5}):
-        expected, out = (wino.generate(each, prompt(), **RULE, **settings) for each in (whole, model))
+    for settings in (RULE, {**LENGTHS, "cache": "dual", "decoder": "prophet", "cfg_scale": 0.5}):
+        expected, out = (wino.generate(each, prompt(), **settings) for each in (whole, model))
         assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.accepted_at, expected.accepted_at)
     assert sum(parameter.is_meta for parameter in model.parameters()) == away
 

@@ -19,7 +19,8 @@ from wino.models import LLaDAModelLM, backbone_of
 from wino.models.forward import PROJECTIONS
 
 COMPILED = {"backend": "eager"}
-RULE = {"max_new_tokens": 32, "block_length": 16, "threshold": 0.3, "threshold_back": 0.6}
+LENGTHS = {"max_new_tokens": 32, "block_length": 16}
+RULE = {**LENGTHS, "threshold": 0.3, "threshold_back": 0.6}
 #: What can also be put on a module that is no linear layer.
 ANYWHERE = ("a hook", "a hook in front", "a forward of its own", "a parametrization")
 CASES = [
@@ -235,8 +236,8 @@ def test_whole_decodes_are_those_of_the_merged_copy(make: Callable[..., Any], ta
     model, merged = make(adapt), make(lambda model: adapt(model, merge=True))
     assert backbone_of(merged).head().weight is not None and backbone_of(model).head().weight is None
     plain = make(lambda _: None)
-    for settings in ({}, {"cache": "dual"}, {"decoder": "prophet", "cfg_scale": 1.0}):
-        out, expected, without = (wino.generate(each, prompt(), **RULE, **settings) for each in (model, merged, plain))
+    for settings in (RULE, {**RULE, "cache": "dual"}, {**LENGTHS, "decoder": "prophet", "cfg_scale": 1.0}):
+        out, expected, without = (wino.generate(each, prompt(), **settings) for each in (model, merged, plain))
         assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.accepted_at, expected.accepted_at)
         assert not torch.equal(out.sequences, without.sequences)
 

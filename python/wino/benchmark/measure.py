@@ -225,9 +225,9 @@ def _laps_in_our_loop(clock: Clock) -> Iterator[list[Tensor]]:
     scored: list[Tensor] = []
     score, trunk = Head.score, Backbone.trunk
 
-    def timed(self: Head, hidden: Tensor, candidate_ids: Tensor, noise: Any = None) -> tuple[Tensor, Tensor]:
+    def timed(self: Head, hidden: Tensor, candidate_ids: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         clock.lap("bookkeeping")
-        scores = score(self, hidden, candidate_ids, noise)
+        scores = score(self, hidden, candidate_ids, *given)
         clock.lap("scoring")
         scored.append(candidate_ids)
         return scores
@@ -238,7 +238,7 @@ def _laps_in_our_loop(clock: Clock) -> Iterator[list[Tensor]]:
         clock.lap("trunk")
         return hidden
 
-    Head.score, Backbone.trunk = timed, timed_trunk  # type: ignore[method-assign]
+    Head.score, Backbone.trunk = timed, timed_trunk  # type: ignore[method-assign, assignment]
     try:
         yield scored
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..config import GenerationConfig
+from ..config import USED_BY, GenerationConfig
 from ..files import write_atomically
 from ..progress import ProgressReport
 from ..tasks import Item, Task
@@ -110,11 +110,18 @@ def _labelled(model: str) -> tuple[str, str]:
 def _configs(
     session: Session, task: Task, settings: dict[str, Any], decoders: list[str], thresholds: list[float]
 ) -> Iterator[tuple[str, GenerationConfig]]:
-    """Decoder and settings of every point: over the thresholds where the decoder has one, else its preset."""
+    """Decoder and settings of every point: over the thresholds where the decoder has one, else its preset.
+
+    Of ``settings``, each decoder takes those that it goes by.
+    """
+    for name in [*settings, *(["threshold"] if thresholds else [])]:
+        if not set(decoders) & set(USED_BY.get(name, decoders)):
+            raise BadInputError(f"--{name.replace('_', '-')}: none of {', '.join(decoders)} goes by it")
     for decoder in decoders:
+        own_settings = {n: value for n, value in settings.items() if decoder in USED_BY.get(n, (decoder,))}
         swept: list[dict[str, Any]] = [{"threshold": t} for t in thresholds] if decoder in _SWEPT else []
         for own in swept or [{}]:
-            yield from select_configs(task, {**settings, **own, "decoder": decoder}, session.presets).items()
+            yield from select_configs(task, {**own_settings, **own, "decoder": decoder}, session.presets).items()
 
 
 def _write(

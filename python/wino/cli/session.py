@@ -66,11 +66,18 @@ class Session:
 
 def chosen_settings(parameters: dict[str, Any]) -> dict[str, Any]:
     """The decoding options that were given on the command line, checked as far as each can be checked alone."""
-    from ..config import GenerationConfig
+    from ..config import USED_BY, GenerationConfig
 
     settings = {name: parameters[name] for name in SETTINGS if parameters.get(name) is not None}
     relative = () if "max_new_tokens" in settings else ("block_length", "steps")
-    GenerationConfig(**{name: value for name, value in settings.items() if name not in relative})
+    alone = {name: value for name, value in settings.items() if name not in relative}
+    # Of decoders that will be compared, each takes its own.
+    decoders = (
+        [settings["decoder"]] if "decoder" in settings else ["wino", *(USED_BY[n][0] for n in alone if n in USED_BY)]
+    )
+    for decoder in dict.fromkeys(decoders):
+        own = {n: v for n, v in alone.items() if "decoder" in settings or decoder in USED_BY.get(n, (decoder,))}
+        GenerationConfig(**{**own, "decoder": decoder})
     return settings
 
 

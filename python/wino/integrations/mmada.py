@@ -29,8 +29,8 @@ def mmu_generate(
 ) -> Tensor:
     """``MMadaModelLM.mmu_generate`` of the authors: low_confidence (docs/spec.md section 4) of prompts ``idx`` (B, P).
 
-    ``top_k`` and ``eot_token`` change nothing, as there. ``attention_mask`` is (B, P) or (B, P + max_new_tokens), 0 at
-    left padding. Random draws follow ``torch.manual_seed``.
+    ``top_k`` and ``eot_token`` change nothing there, so they are refused. ``attention_mask`` is (B, P) or
+    (B, P + max_new_tokens), 0 at left padding. Random draws follow ``torch.manual_seed``.
 
     Returns:
         (B, P + max_new_tokens) int64.
@@ -39,6 +39,11 @@ def mmu_generate(
         ValueError, TypeError: as :func:`wino.generate`; embeddings instead of tokens; another mask token than the
             model's.
     """
+    for name, value in (("top_k", top_k), ("eot_token", eot_token)):
+        if value is not None:
+            raise ValueError(
+                f"mmu_generate: {name}: changes nothing in the authors' method, got {value!r}; leave it out"
+            )
     if input_embeddings is not None:
         raise ValueError("mmu_generate: input_embeddings is not supported, only token ids in idx")
     config = GenerationConfig(
@@ -97,6 +102,11 @@ def _generate(
         raise ValueError(f"{name}: mask_id: the model's mask token is {model.config.mask_token_id}, got {mask_id}")
     if mask is not None and mask.dim() == 2:
         behind = mask[:, prompt.shape[1] :]
+        if behind.shape[1] not in (0, config.max_new_tokens):
+            raise ValueError(
+                f"{name}: attention_mask: expected {prompt.shape[1]} columns, or {config.max_new_tokens} more, got "
+                f"{mask.shape[1]}"
+            )
         if behind.numel() and not bool(behind.all()):
             raise ValueError(f"{name}: attention_mask hides a part of the generation region")
         mask = mask[:, : prompt.shape[1]]

@@ -15,6 +15,7 @@ from wino_kernels import pack_trunk, shadow_attention, shadow_trunk
 from wino_kernels.eager.shadow_trunk import asking
 
 from ..cache import KeyValueCache, Store
+from .ends import end_token_ids
 from .forward import (
     Rows,
     Trunk,
@@ -48,7 +49,7 @@ class Backbone:
 
     Attributes:
         mask_token_id: id of ``[MASK]``.
-        eos_token_id: id of the end-of-sequence token, or None.
+        end_token_ids: what ends an answer, by the model alone (:func:`wino.models.end_token_ids`).
         max_length: number of positions, ``max_sequence_length``: the longest prompt and generation together.
 
     Raises:
@@ -62,7 +63,7 @@ class Backbone:
         self._transformer: Any = model.model.transformer
         self._config = config
         self.mask_token_id: int = config.mask_token_id
-        self.eos_token_id: int | None = config.eos_token_id
+        self.end_token_ids = end_token_ids(model)
         self.max_length: int = config.max_sequence_length
         self._full_precision: bool = config.rope_full_precision
         self._known = known_of(model)

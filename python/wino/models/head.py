@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -37,6 +37,8 @@ class Head:
         weight, bias: (V, H) and (V,) or None, of the dtype of the rows; no weight: the head has to be called.
         scale: of the logits; ``bias`` has it, ``weight`` does not.
         first, behind: the tokens that are scored, ``first <= token < behind``.
+        barred: (n,) int64, scored tokens whose logits are -inf, counted from ``first``; None: none, or ``bias`` has
+            them.
         guidance: classifier-free guidance, l' + (guidance + 1) (l - l') of logits l with the prompt and l' without;
             None: no guidance.
     """
@@ -48,6 +50,7 @@ class Head:
     scale: float
     first: int = 0
     behind: int | None = None
+    barred: Tensor | None = None
     guidance: float | None = None
 
     def within(self, token_range: tuple[int, int] | None) -> Head:
@@ -58,8 +61,24 @@ class Head:
         weight, bias = (None if tensor is None else tensor[part] for tensor in (self.weight, self.bias))
         return replace(self, weight=weight, bias=bias, first=token_range[0], behind=token_range[1])
 
+    def without(self, tokens: Iterable[int], device: torch.device) -> Head:
+        """This head with logits of -inf for ``tokens``, by their ids in the whole vocabulary; after :meth:`within`."""
+        behind = self.vocab_size if self.behind is None else self.behind
+        own = sorted({token - self.first for token in tokens if self.first <= token < behind})
+        if not own:
+            return self
+        barred = torch.tensor(own, device=device)
+        if self.weight is None:
+            return replace(self, barred=barred if self.barred is None else torch.cat((self.barred, barred)))
+        bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        return replace(self, bias=bias.index_fill(0, barred, -torch.inf))
+
     def score(
-        self, hidden: Tensor, candidate_ids: Tensor, noise: tuple[Tensor, Tensor] | None = None
+        self,
+        hidden: Tensor,
+        candidate_ids: Tensor,
+        noise: tuple[Tensor, Tensor] | None = None,
+        choose: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``wino_kernels.score_tokens`` of the rows' logits (docs/spec.md section 6).
 
@@ -67,6 +86,8 @@ class Head:
             hidden: the rows.
             candidate_ids: (...) int64, as there; tokens by their id in the whole vocabulary.
             noise: temperatures (...) float32 and seeds (...) int64 of the rows; None: temperature 0.
+            choose: what is done to logits (n, V) with candidates, temperatures and seeds of n rows, in the place of
+                ``wino_kernels.score_tokens``.
 
         Returns:
             ``token_ids`` (...) int64, ids in the whole vocabulary, and ``confidence`` (...) float32.
@@ -76,8 +97,8 @@ class Head:
         """
         if self.first:
             candidate_ids = torch.where(candidate_ids >= 0, candidate_ids - self.first, candidate_ids)
-        if self.weight is None:
-            token_ids, confidence = self.each_tile(_score, hidden, candidate_ids, *(noise or ()))
+        if self.weight is None or choose is not None:
+            token_ids, confidence = self.each_tile(choose or _score, hidden, candidate_ids, *(noise or ()))
         else:
             temperature, seed = (0.0, 0) if noise is None else noise
             token_ids, confidence = wino_kernels.linear_score_tokens(
@@ -128,7 +149,8 @@ class Head:
             raise ValueError(f"LM head: expected logits of shape {wanted}, got {tuple(logits.shape)}")
         logits = logits[..., self.first : self.behind].squeeze(0).unflatten(0, hidden.shape[:-1])
         logits = logits if self.scale == 1.0 else logits * self.scale
-        return logits if self.guidance is None else self._guided(logits)
+        logits = logits if self.guidance is None else self._guided(logits)
+        return logits if self.barred is None else logits.index_fill(-1, self.barred, -torch.inf)
 
     def _ready(self, hidden: Tensor) -> Tensor:
         """Rows that a plain head's weight can be multiplied by."""

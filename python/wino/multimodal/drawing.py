@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import GenerationConfig
+from ..config import USED_BY, GenerationConfig
 from ..generation import GenerationOutput, generate
 from ..prompts import pad_left
 from .layout import PromptLayout
@@ -16,6 +16,8 @@ from .layout import PromptLayout
 
 def drawing_config(layout: PromptLayout, **settings: Any) -> GenerationConfig:
     """Settings of MMaDA's demonstration (``maskgit``, 15 steps, guidance 3.5), and those given in their place.
+
+    Of the demonstration's, another ``decoder`` takes those that it goes by.
 
     Raises:
         ValueError, TypeError: as :class:`wino.GenerationConfig`.
@@ -29,7 +31,9 @@ def drawing_config(layout: PromptLayout, **settings: Any) -> GenerationConfig:
         "temperature": 1.0,
         "choice_temperature": 1.0,
     }
-    return GenerationConfig(**{**defaults, **settings})
+    decoder = settings.get("decoder", "maskgit")
+    fitting = {name: value for name, value in defaults.items() if decoder in USED_BY.get(name, (decoder,))}
+    return GenerationConfig(**{**fitting, **settings})
 
 
 def draw(

@@ -41,7 +41,9 @@ def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         for decoder, settings in decoders.items():
             try:
                 # A block length divides the task's generation length, which is not known here.
-                GenerationConfig(**{"max_new_tokens": settings.get("block_length") or 1, **settings})
+                GenerationConfig(
+                    **{"decoder": decoder, "max_new_tokens": settings.get("block_length") or 1, **settings}
+                )
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, {task}, {decoder}: {error}") from error
     return presets
