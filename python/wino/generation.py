@@ -58,7 +58,8 @@ def generate(
     """Decode a batch of prompts with a masked diffusion language model.
 
     Args:
-        model: a :class:`wino.models.LLaDAModelLM`, or a model after ``wino.patch(model)``.
+        model: a :class:`wino.models.LLaDAModelLM`, or a model after ``wino.patch(model)``; adapters, hooks and other
+            modules in its parts' places count as in its own forward, at the speed of calling them.
         input_ids: (B, P) int64 prompts, padded on the left.
         attention_mask: (B, P) of 0 and 1 or bool, 1 or True where ``input_ids`` holds a real token; None: everywhere.
         generation_config: the settings; None: the defaults of :class:`GenerationConfig`.

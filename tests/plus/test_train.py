@@ -16,17 +16,18 @@ import sharded_worker
 import torch
 import torch.nn.functional as F
 import yaml
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from plus_records import make_record
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainingArguments
 
 import wino
 from wino.plus.callbacks import PARTS, StopAfterStep
 from wino.plus.recipe import Loss, Recipe, packaged, read_recipe
 from wino.plus.records import Trajectory, write_trajectories
 from wino.plus.train import adapted_model, train
-from wino.plus.trainer import call_block, sums_and_counts
+from wino.plus.trainer import TrajectoryTrainer, call_block, sums_and_counts
 from wino.plus.unfold import CANDIDATE, TARGET, TrajectorySamples, collate, mask_answers
 from wino.tasks.presets import load_presets, write_presets
 
@@ -272,6 +273,40 @@ def test_presets_adapt_blocks_and_never_the_head(base: Path, preset: str, names:
     assert {name.rsplit(".", 1)[1] for name in found} == names
     assert all(".blocks." in name for name in found)
     assert len(found) == 2 * len(names)
+
+
+class Watched(torch.nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("how", ["LoRA", "a hook", "a subclass", "a bias", "plain"])
+def test_a_head_that_the_loss_cannot_multiply_by_is_refused(base: Path, tmp_path: Path, how: str) -> None:
+    """Before anything is trained: the loss reads the head's weight, and would leave out what is put on it."""
+    model, _ = wino.load(base, dtype=torch.float32)
+    transformer: Any = model.model.transformer
+    head = transformer["ff_out"]
+    trained: torch.nn.Module = model
+    if how == "LoRA":
+        trained = get_peft_model(model, LoraConfig(r=2, target_modules=["ff_out"]))
+    elif how == "a hook":
+        head.register_forward_hook(lambda module, args, output: 2 * output)
+    elif how == "a subclass":
+        transformer["ff_out"] = Watched(head.in_features, head.out_features, bias=False)
+    elif how == "a bias":
+        transformer["ff_out"] = torch.nn.Linear(head.in_features, head.out_features)
+
+    def make() -> TrajectoryTrainer:
+        arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+        return TrajectoryTrainer(model=trained, args=arguments, loss=Loss())
+
+    if how == "plain":
+        assert make().model is model
+        return
+    match = "LM head with a bias" if how == "a bias" else "the LM head must be a plain nn.Linear"
+    with pytest.raises(ValueError, match=match):
+        make()
+    assert "forward" not in vars(model)
 
 
 def minimal_stage() -> dict[str, Any]:

@@ -13,8 +13,10 @@ def patch(model: nn.Module) -> PatchHandle:
 
     ``model(input_ids, attention_mask=None, position_ids=None)`` then takes, by name, what
     ``wino.models.LLaDAModelLM.forward`` takes (and MMaDA's ``attention_bias``) and computes the same logits; arguments
-    of the authors' forward beyond these raise. Same weights, no copy; wrapped projections (LoRA) are called, not read
-    (of a PEFT model, patch ``get_base_model()``). A deep or unpickled copy is patched too, on its own:
+    of the authors' forward beyond these raise. Same weights, no copy. What is put on the embedding, a norm, a
+    projection or the LM head counts, before or after (LoRA, hooks, quantised or offloaded weights; of a PEFT model,
+    patch ``get_base_model()``): that part is called, the others are fused. Hooks on other modules, such as whole
+    blocks, would never run, and raise. A deep or unpickled copy is patched too, on its own:
     ``wino.models.patched(copy).unpatch()``. :func:`wino.generate` decodes with it. A MMaDA's ``mmu_generate`` goes
     through that loop, and it gets ``mmu_generate_wino`` (:mod:`wino.integrations.mmada`).
 
@@ -30,7 +32,7 @@ def patch(model: nn.Module) -> PatchHandle:
         The handle that undoes it.
 
     Raises:
-        TypeError: ``model`` lacks a part or a configuration field (named), or its LM head is wrapped.
+        TypeError: ``model`` lacks a part or a configuration field (named).
         ValueError: it is already patched, or its configuration asks for a forward pass that LLaDA-8B does not use.
         In both cases nothing was changed.
     """
