@@ -89,7 +89,10 @@ def test_train_and_merge(base: Path, records: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--config", "none"), "no file none, and not one of the package's recipes: llada-8b, mmada-8b"),
+        (
+            ("train", "--config", "none"),
+            "no file none, and not one of the package's recipes: llada-8b, llada-8b-batch-mean, mmada-8b",
+        ),
         (
             ("collect", "--task", "chess", "--out", "x.jsonl"),
             "sudoku, countdown, sum, caption, question, gsm8k",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from transformers import TrainingArguments
 
 import wino
 from wino.plus.callbacks import PARTS, StopAfterStep
-from wino.plus.recipe import Loss, Recipe, packaged, read_recipe
+from wino.plus.recipe import Loss, Recipe, read_recipe
 from wino.plus.records import Trajectory, write_trajectories
 from wino.plus.train import adapted_model, train
 from wino.plus.trainer import TrajectoryTrainer, call_block, sums_and_counts
@@ -104,10 +105,28 @@ def test_sums_are_those_of_the_definition(base: Path) -> None:
     torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_micro_batches_do_not_change_the_run(base: Path, records: Path, tmp_path: Path) -> None:
-    train(make_recipe(base, records, tmp_path / "whole"), show_progress=False)
-    parts = [{"batch_size": 2, "accumulation": 4}]
-    train(make_recipe(base, records, tmp_path / "parts", stages=parts), show_progress=False)
+def test_the_published_objective_is_the_mean_of_the_samples_losses(base: Path) -> None:
+    """Against each sample's own loss, alone, its parts divided by its own counts."""
+    model, _ = wino.load(base, dtype=torch.float64)
+    samples = TrajectorySamples([make_record(i) for i in range(6)], MASK)
+    both = [Loss(threshold=0.02, threshold_back=0.2, reduction=of) for of in ("batch_mean", "sample_mean")]
+    alone = [sums_and_counts(model, both[0], call_block, collate([samples[i]], 0)) for i in range(len(samples))]
+    expected = torch.stack([sums / counts.clamp(min=1) for sums, counts in alone]).sum(0)
+    batch = collate([samples[i] for i in range(len(samples))], 0)
+    sums, counts = sums_and_counts(model, both[1], call_block, batch)
+    torch.testing.assert_close(sums, expected, rtol=1e-6, atol=1e-6)
+    others, same = sums_and_counts(model, both[0], call_block, batch)
+    assert counts.tolist() == same.tolist()
+    means, global_means = sums / len(samples), others / same.clamp(min=1)
+    assert ((means - global_means).abs()[:3] > 1e-4).all()
+
+
+@pytest.mark.parametrize("reduction", ["batch_mean", "sample_mean"])
+def test_micro_batches_do_not_change_the_run(base: Path, records: Path, tmp_path: Path, reduction: str) -> None:
+    loss = {"remask": 0.5, "threshold": 0.0, "threshold_back": 1.0, "llada": 0.5, "reduction": reduction}
+    train(make_recipe(base, records, tmp_path / "whole", loss=loss), show_progress=False)
+    parts = [{"batch_size": 1, "accumulation": 8}]
+    train(make_recipe(base, records, tmp_path / "parts", stages=parts, loss=loss), show_progress=False)
     assert_same_run(tmp_path / "parts/one", tmp_path / "whole/one")
 
 
@@ -128,11 +147,14 @@ def launch(recipe: Recipe, folder: Path, processes: int, **environment: str) -> 
     assert run.returncode == 0, run.stderr[-3000:]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_processes_do_not_change_the_run(base: Path, records: Path, tmp_path: Path, accumulation: int) -> None:
-    train(make_recipe(base, records, tmp_path / "one"), show_progress=False)
+@pytest.mark.parametrize(("accumulation", "reduction"), [(1, "batch_mean"), (2, "batch_mean"), (2, "sample_mean")])
+def test_two_processes_do_not_change_the_run(
+    base: Path, records: Path, tmp_path: Path, accumulation: int, reduction: str
+) -> None:
+    loss = {"remask": 0.5, "threshold": 0.0, "threshold_back": 1.0, "llada": 0.5, "reduction": reduction}
+    train(make_recipe(base, records, tmp_path / "one", loss=loss), show_progress=False)
     halves = [{"batch_size": 4 // accumulation, "accumulation": accumulation}]
-    launch(make_recipe(base, records, tmp_path / "two", stages=halves), tmp_path, 2)
+    launch(make_recipe(base, records, tmp_path / "two", stages=halves, loss=loss), tmp_path, 2)
     assert_same_run(tmp_path / "two/one", tmp_path / "one/one")
 
 
@@ -309,6 +331,30 @@ def test_a_head_that_the_loss_cannot_multiply_by_is_refused(base: Path, tmp_path
     assert "forward" not in vars(model)
 
 
+def test_what_a_stage_leaves_out_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts have 3 to 7 tokens, answers 12."""
+    path = tmp_path / "records.jsonl"
+    write_trajectories(path, (make_record(i, correct=i != 0) for i in range(10)))
+    stages = [{"steps": 1, "max_prompt_length": 6, "max_length": 16, "learning_rate": 1e-4}]
+    train(make_recipe(base, path, tmp_path / "run", stages=stages), show_progress=False)
+    said = capsys.readouterr().err
+    assert "one: 3 records to train on; left out: 1 not correct, " in said
+    assert "2 prompt longer than 6 tokens" in said and "4 longer than 16 tokens" in said
+    everything = [{"steps": 1, "allow_incorrect": True}]
+    train(make_recipe(base, path, tmp_path / "all", stages=everything), show_progress=False)
+    assert "left out" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected at least one record"):
+        train(make_recipe(base, path, tmp_path / "none", stages=[{"max_length": 3}]), show_progress=False)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_its_floor(base: Path, records: Path, tmp_path: Path) -> None:
+    cosine = {"schedule": "cosine", "warmup_steps": 2, "learning_rate_floor": 0.1, "learning_rate": 1e-3, "steps": 7}
+    train(make_recipe(base, records, tmp_path / "run", stages=[cosine], save_steps=7), show_progress=False)
+    found = [line["learning_rate"] for line in losses(tmp_path / "run/one")]
+    shape = [0.0, 0.5, *(0.1 + 0.9 * (1 + math.cos(math.pi * step / 5)) / 2 for step in range(5))]
+    assert found == pytest.approx([1e-3 * factor for factor in shape], rel=1e-4)
+
+
 def minimal_stage() -> dict[str, Any]:
     return {"name": "s", "trajectories": ["t.jsonl"], "steps": 1}
 
@@ -351,20 +397,6 @@ def test_an_invalid_record_stops_training_before_it_starts(base: Path, records: 
         train(make_recipe(base, records, tmp_path / "run"), show_progress=False)
 
 
-def test_packaged_recipes_have_the_papers_settings() -> None:
-    assert packaged() == ["llada-8b", "mmada-8b"]
-    llada, mmada = read_recipe("llada-8b"), read_recipe("mmada-8b")
-    assert [stage.name for stage in llada.stages] == ["gsm8k", "countdown"]
-    for recipe in (llada, mmada):
-        assert recipe.adapter is not None
-        assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.preset) == (128, 128, "published")
-        assert (recipe.loss.cross_entropy, recipe.loss.unmask, recipe.loss.remask) == (1.0, 0.1, 1.0)
-        assert (recipe.loss.threshold, recipe.loss.threshold_back, recipe.bf16) == (0.6, 0.9, True)
-        assert {stage.epochs for stage in recipe.stages} == {6}
-    assert {stage.learning_rate for stage in llada.stages} == {2e-5}
-    assert [(stage.learning_rate, stage.schedule) for stage in mmada.stages] == [(1e-4, "cosine")]
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -379,6 +411,15 @@ def test_packaged_recipes_have_the_papers_settings() -> None:
         (
             "{model: m, output: o, save_steps: 15, stages: [{name: s, trajectories: [t], steps: 1}]}",
             r"save_steps: expected a multiple of logging_steps \(10\)",
+        ),
+        *(
+            (f"{{model: m, output: o, stages: [{{name: s, trajectories: [t], steps: 1, {more}}}]}}", message)
+            for more, message in (
+                ("pad_to_max_length: true", "pad_to_max_length needs max_length"),
+                ("learning_rate_floor: 0.1", "learning_rate_floor needs the schedule cosine, got constant"),
+                ("warmup_steps: 5", "warmup_steps needs another schedule than constant"),
+                ("first_share: 0", "stages.0.first_share: Input should be greater than 0"),
+            )
         ),
         (
             f"{{model: m, output: o, stages: [{_STAGE}, {_STAGE}]}}",

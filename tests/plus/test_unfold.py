@@ -7,7 +7,17 @@ import torch
 from plus_records import make_record
 
 from wino.plus.records import randomised
-from wino.plus.unfold import CANDIDATE, NEITHER, TARGET, TrajectorySamples, collate, mask_answers, steps_of, unfold
+from wino.plus.unfold import (
+    CANDIDATE,
+    NEITHER,
+    TARGET,
+    TrajectorySamples,
+    collate,
+    ended,
+    mask_answers,
+    steps_of,
+    unfold,
+)
 
 MASK = 1
 
@@ -114,3 +124,31 @@ def test_masked_answers_depend_on_the_sample_alone() -> None:
     assert not torch.equal(noisy, other)
     counts = [int(mask_answers(together, MASK, str(s))[1][0].sum()) for s in range(200)]
     assert set(counts) == set(range(1, 13))
+
+
+def test_the_first_share_of_the_samples() -> None:
+    records = [make_record(i) for i in range(4)]
+    whole = TrajectorySamples(records, 1)
+    part = TrajectorySamples(records, 1, first_share=0.6)
+    assert len(part) == int(0.6 * len(whole))
+    assert [part[i] for i in range(len(part))] == [whole[i] for i in range(len(part))]
+
+
+def test_an_answer_ends_with_its_first_end_token() -> None:
+    record = make_record(0, generated_ids=[5, 6, 7, 0, 0, 8, 0, 0, 0, 0, 0, 0], trajectory_proposed=list(range(12)))
+    cut = ended(record, 0)
+    assert cut.generated_ids == [5, 6, 7, 0] and cut.trajectory_accepted == record.trajectory_accepted[:4]
+    assert cut.trajectory_proposed == [0, 1, 2, 3] and cut.prompt_ids == record.prompt_ids
+    assert ended(record, 19) is record
+
+
+def test_visible_padding_is_attended_and_never_trained_on() -> None:
+    samples = TrajectorySamples([make_record(0), make_record(1)], 1)
+    chosen = [samples[0], samples[len(samples) - 1]]
+    hidden, visible = collate(chosen, 0), collate(chosen, 0, visible_length=30)
+    width = hidden["tokens"].shape[1]
+    assert visible["tokens"].shape == (2, 30) and bool(visible["attention_mask"].all())
+    assert not bool(hidden["attention_mask"].all())
+    for name in ("tokens", "input_ids", "roles"):
+        assert torch.equal(visible[name][:, :width], hidden[name])
+        assert not visible[name][:, width:].any()

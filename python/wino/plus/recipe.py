@@ -39,8 +39,15 @@ class Adapter(_Strict):
 
 
 class Loss(_Strict):
-    """Weights and thresholds of ``wino_kernels.trajectory_loss``; ``llada`` weighs LLaDA's own objective beside it."""
+    """Weights and thresholds of ``wino_kernels.trajectory_loss``; ``llada`` weighs LLaDA's own objective beside it.
 
+    Attributes:
+        reduction: ``"batch_mean"``: each part is a mean over all its rows in the global batch of an optimiser step.
+            ``"sample_mean"``, as the authors' trainers have it with one sample a forward: each part is a mean over a
+            sample's rows, and the loss is the mean over the samples.
+    """
+
+    reduction: Literal["batch_mean", "sample_mean"] = "batch_mean"
     cross_entropy: float = Field(default=1.0, ge=0)
     unmask: float = Field(default=0.1, ge=0)
     remask: float = Field(default=1.0, ge=0)
@@ -56,20 +63,35 @@ class Stage(_Strict):
         trajectories: files of records; relative paths are relative to the recipe.
         order: ``"random"`` is the ablation with the order taken away.
         block_length: for records that name none.
+        allow_incorrect: train on records whose answer is not correct too; else they are left out.
+        max_prompt_length, max_length: records with a longer prompt, or longer with their answer, are left out.
+        pad_to_max_length: every sample is filled up to ``max_length`` with end tokens that the model sees, as the
+            authors' LLaDA trainer does; else padding is hidden.
+        end_at_eos: an answer ends with its first end token, as the authors' IconQA records do.
+        first_share: only this share of the samples, the first ones, is trained on; with records sorted by
+            ``wino trajectories filter`` those are the easy ones.
         epochs, steps: how long; exactly one of them.
         batch_size: samples of one process in one forward; ``accumulation`` of them make an optimiser step.
+        learning_rate_floor: the share of ``learning_rate`` at which the cosine ends.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=100)
     trajectories: list[_APath] = Field(min_length=1)
     order: Literal["wino", "random"] = "wino"
     block_length: int | None = Field(default=None, gt=0, le=_MANY)
+    allow_incorrect: bool = False
+    max_prompt_length: int | None = Field(default=None, gt=0, le=_MANY)
+    max_length: int | None = Field(default=None, gt=0, le=_MANY)
+    pad_to_max_length: bool = False
+    end_at_eos: bool = False
+    first_share: float = Field(default=1.0, gt=0, le=1)
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0, le=_MANY)
     batch_size: int = Field(default=8, gt=0, le=_MANY)
     accumulation: int = Field(default=1, gt=0, le=_MANY)
     learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "constant"
+    learning_rate_floor: float = Field(default=0.0, ge=0, le=1)
     warmup_steps: int = Field(default=0, ge=0, le=_MANY)
     weight_decay: float = Field(default=0.0, ge=0)
     adam_betas: Annotated[tuple[_Beta, _Beta], Field(strict=False)] = (0.9, 0.999)
@@ -79,6 +101,12 @@ class Stage(_Strict):
     def _one_length(self) -> Stage:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("expected exactly one of epochs and steps")
+        if self.pad_to_max_length and self.max_length is None:
+            raise ValueError("pad_to_max_length needs max_length")
+        if self.learning_rate_floor and self.schedule != "cosine":
+            raise ValueError(f"learning_rate_floor needs the schedule cosine, got {self.schedule}")
+        if self.warmup_steps and self.schedule == "constant":
+            raise ValueError("warmup_steps needs another schedule than constant, such as constant_with_warmup")
         return self
 
 

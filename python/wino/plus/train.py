@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+from collections import Counter
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,7 +35,7 @@ from .outcome import complete
 from .recipe import PRESETS, Adapter, Recipe, Stage
 from .records import read_trajectories
 from .trainer import TrajectoryTrainer
-from .unfold import TrajectorySamples, collate
+from .unfold import Limits, TrajectorySamples, collate, within
 
 
 def train(recipe: Recipe, *, show_progress: bool = True) -> Path:
@@ -85,23 +87,32 @@ def _train_stage(recipe: Recipe, stage: Stage, previous: Path | None, show_progr
     folder = recipe.output / stage.name
     model, tokenizer, identity = _open_model(recipe, previous)
     files = (check_records(read_trajectories(path), identity, path) for path in stage.trajectories)
+    end_id = tokenizer.eos_token_id
+    limits = Limits(stage.allow_incorrect, stage.max_prompt_length, stage.max_length)
+    left_out: Counter[str] = Counter()
+    kept = list(within(chain.from_iterable(files), limits, left_out, end_id if stage.end_at_eos else None))
+    if left_out and int(os.environ.get("RANK", "0")) == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        print(f"{stage.name}: {len(kept)} records to train on; left out: {reasons}", file=sys.stderr)
     samples = TrajectorySamples(
-        chain.from_iterable(files),
+        kept,
         model.config.mask_token_id,
         block_length=stage.block_length,
         order=stage.order,
         seed=recipe.seed,
+        first_share=stage.first_share,
     )
     arguments = _arguments(recipe, stage, folder)
     torch.manual_seed(recipe.seed)  # an adapter's first values
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad_id = end_id if stage.pad_to_max_length or tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    visible_length = stage.max_length if stage.pad_to_max_length else None
     interrupt = StopAfterStep()
     resumed = _last_complete_checkpoint(folder)
     trainer = TrajectoryTrainer(
         model=adapted_model(model, recipe.adapter, previous),
         args=arguments,
         train_dataset=samples,
-        data_collator=partial(collate, pad_id=pad_id),
+        data_collator=partial(collate, pad_id=pad_id, visible_length=visible_length),
         callbacks=[interrupt, LossTable(folder / "loss.csv")],
         loss=recipe.loss,
         checkpointing=recipe.gradient_checkpointing,
@@ -151,7 +162,8 @@ def _arguments(recipe: Recipe, stage: Stage, folder: Path) -> TrainingArguments:
         per_device_train_batch_size=stage.batch_size,
         gradient_accumulation_steps=stage.accumulation,
         learning_rate=stage.learning_rate,
-        lr_scheduler_type=stage.schedule,
+        lr_scheduler_type="cosine_with_min_lr" if stage.learning_rate_floor else stage.schedule,
+        lr_scheduler_kwargs={"min_lr_rate": stage.learning_rate_floor} if stage.learning_rate_floor else None,
         warmup_steps=stage.warmup_steps,
         weight_decay=stage.weight_decay,
         adam_beta1=stage.adam_betas[0],

@@ -25,11 +25,12 @@ from .unfold import CANDIDATE, TARGET, mask_answers
 
 
 class TrajectoryTrainer(Trainer):
-    """A ``Trainer`` whose loss is docs/spec.md section 5's, with means over the global batch of an optimiser step.
+    """A ``Trainer`` whose loss is docs/spec.md section 5's over the global batch of an optimiser step.
 
     Each micro-batch's ``trajectory_loss`` returns sums; they are divided by the counts of all micro-batches of all
     processes. Two of the counts depend on the model's outputs, so with accumulation they come from a forward pass
-    without gradients over the step's micro-batches first.
+    without gradients over the step's micro-batches first. With ``reduction="sample_mean"`` the sums are of samples'
+    means, and all of them are divided by the number of samples, which is known beforehand.
     """
 
     loss_is_scaled_for_ga = True
@@ -39,7 +40,7 @@ class TrajectoryTrainer(Trainer):
         self._loss = loss
         weights = (loss.cross_entropy, loss.unmask, -loss.remask, loss.llada)
         self._weights = torch.tensor(weights, device=self.args.device)
-        self._logged = torch.zeros(2, len(PARTS), dtype=torch.float64, device=self.args.device)
+        self._logged = torch.zeros(3, len(PARTS), dtype=torch.float64, device=self.args.device)
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         _check_head(base)
         # On the instance, so that wrappers (PEFT, DDP, FSDP) call it and saving knows nothing of it.
@@ -52,6 +53,8 @@ class TrajectoryTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.gradient_accumulation_steps == 1:
             return batches, None
+        if self._loss.reduction == "sample_mean":
+            return batches, self._reduced(self._samples(sum(len(batch["tokens"]) for batch in batches)))
         with torch.no_grad(), torch.random.fork_rng():  # dropout draws the same again in the pass that counts
             self.model_wrapped.train()
             return batches, self._reduced(sum(self._forward(self.model_wrapped, batch)[1] for batch in batches))
@@ -65,18 +68,21 @@ class TrajectoryTrainer(Trainer):
     ) -> Any:
         """This micro-batch's share of the global loss, times the number of processes: DDP averages gradients."""
         sums, own_counts = self._forward(model, inputs)
-        counts = self._reduced(own_counts) if num_items_in_batch is None else num_items_in_batch
+        by_sample = self._loss.reduction == "sample_mean"
+        own = self._samples(len(inputs["tokens"])) if by_sample else own_counts
+        counts = self._reduced(own) if num_items_in_batch is None else num_items_in_batch
         loss = (self._weights * sums / counts.clamp(min=1)).sum() * self.accelerator.num_processes
-        self._logged += torch.stack((sums.detach().double(), own_counts.double()))
+        self._logged += torch.stack((sums.detach().double(), own.double(), own_counts.double()))
         return (loss, {"sums": sums, "counts": own_counts}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts' means since the last line, and how many rows they are means of."""
         if "loss" in logs:
-            sums, counts = self._reduced(self._logged)
+            sums, denominators, counts = self._reduced(self._logged)
             self._logged = torch.zeros_like(self._logged)
-            for part, total, count in zip(PARTS, sums.tolist(), counts.tolist(), strict=True):
-                logs[part] = total / count if count else 0.0
+            rows = zip(PARTS, sums.tolist(), denominators.tolist(), counts.tolist(), strict=True)
+            for part, total, of, count in rows:
+                logs[part] = total / of if of else 0.0
                 logs[COUNT_OF[part]] = int(count)
         super().log(logs, start_time)
 
@@ -89,6 +95,10 @@ class TrajectoryTrainer(Trainer):
         with self.compute_loss_context_manager():
             return model(inputs)
 
+    def _samples(self, number: int) -> Tensor:
+        """(4,): the number of samples as the denominator of every part."""
+        return torch.full((len(PARTS),), number, device=self.args.device)
+
     def _reduced(self, counts: Any) -> Tensor:
         return self.accelerator.reduce(counts, "sum") if self.accelerator.num_processes > 1 else counts
 
@@ -96,7 +106,10 @@ class TrajectoryTrainer(Trainer):
 def sums_and_counts(
     model: LLaDAModelLM, loss: Loss, run: Callable[..., Tensor], batch: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Sums and counts (4,) of the loss's parts on one micro-batch; the last is LLaDA's, counted in samples."""
+    """Sums and counts (4,) of the loss's parts on one micro-batch; the last is LLaDA's, counted in samples.
+
+    Sums are over rows, or with ``reduction="sample_mean"`` of the samples' means over their rows.
+    """
     noisy = "noisy_ids" in batch
     input_ids = torch.cat((batch["input_ids"], batch["noisy_ids"])) if noisy else batch["input_ids"]
     mask = batch["attention_mask"].repeat(2, 1) if noisy else batch["attention_mask"]
@@ -108,18 +121,21 @@ def sums_and_counts(
     )
     hidden, weight = (hidden * logit_scale(model.config)).to(dtype), weight.to(dtype)
     rows, tokens, roles = len(batch["tokens"]), batch["tokens"], batch["roles"]
-    parts = wino_kernels.trajectory_loss(
-        hidden[:rows],
-        weight,
-        tokens,
-        roles == TARGET,
-        roles == CANDIDATE,
-        threshold=loss.threshold,
-        threshold_back=loss.threshold_back,
-    )
+    of, targets, candidates = hidden[:rows], roles == TARGET, roles == CANDIDATE
+    thresholds: Any = {"threshold": loss.threshold, "threshold_back": loss.threshold_back}
+    if loss.reduction == "batch_mean":
+        parts = wino_kernels.trajectory_loss(of, weight, tokens, targets, candidates, **thresholds)
+        own, counts = parts.sums, parts.counts
+    else:
+        each = [
+            wino_kernels.trajectory_loss(*sample[:1], weight, *sample[1:], **thresholds)
+            for sample in zip(of, tokens, targets, candidates, strict=True)
+        ]
+        own = torch.stack([part.sums / part.counts.clamp(min=1) for part in each]).sum(0)
+        counts = torch.stack([part.counts for part in each]).sum(0)
     llada = _llada_sum(hidden[rows:], weight, tokens, batch["noisy_mask"]) if noisy else hidden.new_zeros(1).float()
     samples = torch.tensor([rows if noisy else 0], device=hidden.device)
-    return torch.cat((parts.sums, llada)), torch.cat((parts.counts, samples))
+    return torch.cat((own, llada)), torch.cat((counts, samples))
 
 
 def _llada_sum(hidden: Tensor, weight: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:

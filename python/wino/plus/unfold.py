@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -69,6 +71,7 @@ class TrajectorySamples(Dataset[Sample]):
         block_length: for records whose metadata names none; None: the whole answer is one block.
         order: ``"wino"``, or ``"random"`` for the ablation that keeps tokens and number per step but not the order.
         seed: of the random order.
+        first_share: only this share of the samples, the first ones.
 
     Raises:
         ValueError: nothing to train on, or an unknown ``order``.
@@ -82,13 +85,15 @@ class TrajectorySamples(Dataset[Sample]):
         block_length: int | None = None,
         order: str = "wino",
         seed: int = 0,
+        first_share: float = 1.0,
     ) -> None:
         if order not in ("wino", "random"):
             raise ValueError(f"order: expected 'wino' or 'random', got {order!r}")
         self._trajectories = [t if order == "wino" else randomised(t, seed) for t in trajectories]
         self._mask_id = mask_id
         self._block_length = block_length
-        self._steps = [(i, step) for i, t in enumerate(self._trajectories) for step in steps_of(t)]
+        steps = [(i, step) for i, t in enumerate(self._trajectories) for step in steps_of(t)]
+        self._steps = steps[: int(first_share * len(steps))]
         if not self._steps:
             raise ValueError("trajectories: expected at least one record with an accepted step, got none")
 
@@ -102,14 +107,59 @@ class TrajectorySamples(Dataset[Sample]):
         return unfold(trajectory, step, block_length or len(trajectory.generated_ids), self._mask_id, index)
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Tensor]:
-    """A batch padded on the right.
+class Limits(NamedTuple):
+    """What a record has to be to be trained on; see :class:`wino.plus.recipe.Stage`."""
+
+    allow_incorrect: bool = False
+    max_prompt_length: int | None = None
+    max_length: int | None = None
+
+
+def within(
+    trajectories: Iterable[Trajectory], limits: Limits, left_out: Counter[str], end_id: int | None = None
+) -> Iterator[Trajectory]:
+    """Pass on what ``limits`` allow; why others are left out is counted in ``left_out``.
+
+    Args:
+        end_id: answers end with the first of these; None: they stay as they are.
+    """
+    for trajectory in trajectories:
+        if end_id is not None:
+            trajectory = ended(trajectory, end_id)
+        length = trajectory.prompt_length + len(trajectory.generated_ids)
+        if not (trajectory.correct or limits.allow_incorrect):
+            left_out["not correct"] += 1
+        elif limits.max_prompt_length is not None and trajectory.prompt_length > limits.max_prompt_length:
+            left_out[f"prompt longer than {limits.max_prompt_length} tokens"] += 1
+        elif limits.max_length is not None and length > limits.max_length:
+            left_out[f"longer than {limits.max_length} tokens"] += 1
+        else:
+            yield trajectory
+
+
+def ended(trajectory: Trajectory, end_id: int) -> Trajectory:
+    """``trajectory`` up to and including the first ``end_id`` of its answer."""
+    if end_id not in trajectory.generated_ids:
+        return trajectory
+    end = trajectory.generated_ids.index(end_id) + 1
+    proposed = trajectory.trajectory_proposed
+    return replace(
+        trajectory,
+        generated_ids=trajectory.generated_ids[:end],
+        trajectory_accepted=trajectory.trajectory_accepted[:end],
+        trajectory_proposed=None if proposed is None else proposed[:end],
+    )
+
+
+def collate(samples: Sequence[Sample], pad_id: int, visible_length: int | None = None) -> dict[str, Tensor]:
+    """A batch padded on the right, to its longest sample; or to ``visible_length`` with padding that is attended.
 
     Returns:
         ``index`` (B,), ``prompt_length`` (B,) and ``length`` (B,) int64; ``tokens``, ``input_ids`` and ``roles`` (B, L)
-        int64, padded with ``pad_id``, ``pad_id`` and ``NEITHER``; ``attention_mask`` (B, L) bool, False on padding.
+        int64, padded with ``pad_id``, ``pad_id`` and ``NEITHER``; ``attention_mask`` (B, L) bool, False on padding that
+        is not attended.
     """
-    longest = max(len(sample.tokens) for sample in samples)
+    longest = max(len(sample.tokens) for sample in samples) if visible_length is None else visible_length
 
     def padded(rows: list[list[int]], fill: int) -> Tensor:
         return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
@@ -122,7 +172,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Tensor]:
         "tokens": padded([sample.tokens for sample in samples], pad_id),
         "input_ids": padded([sample.input_ids for sample in samples], pad_id),
         "roles": padded([sample.roles for sample in samples], NEITHER),
-        "attention_mask": torch.arange(longest) < length[:, None],
+        "attention_mask": torch.arange(longest) < (length if visible_length is None else length * 0 + longest)[:, None],
     }
 
 
