@@ -14,7 +14,7 @@ from ..tasks import PICTURE_TASKS, SPLITS, TASKS, TEXT_TASK_NAMES, VISUAL_TASK_N
 from .errors import OneLineErrors
 
 _TASK_NAMES = (
-    f"{', '.join(TASKS)}; with --data {', '.join(TEXT_TASK_NAMES)}; "
+    f"{', '.join(TASKS)}; with --data {', '.join((*TEXT_TASK_NAMES, 'exact'))}; "
     f"of a MMaDA {', '.join(PICTURE_TASKS)}, with --data {', '.join(VISUAL_TASK_NAMES)}"
 )
 _EPILOG = (
@@ -125,6 +125,14 @@ SkipInvalid = Annotated[
         "--skip-invalid", help="Leave out rows that cannot be used (each is named), and say how many; not the run."
     ),
 ]
+PromptStyle = Annotated[
+    str | None,
+    typer.Option(help="own prompts, or those published with the papers (the eight text tasks).", show_default="own"),
+]
+QuestionColumn = Annotated[
+    str | None, typer.Option(help="Task exact: the column of questions, if it is not called question, prompt, ...")
+]
+AnswerColumn = Annotated[str | None, typer.Option(help="Task exact: the column of answers.")]
 AllowCodeExecution = Annotated[
     bool,
     typer.Option(
@@ -144,6 +152,12 @@ Records = Annotated[Path, typer.Argument(help="Records of wino collect (JSON lin
 def main() -> None:
     """Run the command line."""
     app(prog_name="wino")
+
+
+def _asked(ctx: typer.Context) -> dict[str, str]:
+    """What was given of the options that say how a task asks."""
+    names = ("prompt_style", "question_column", "answer_column")
+    return {name: ctx.params[name] for name in names if ctx.params[name] is not None}
 
 
 def _version() -> str:
@@ -312,6 +326,9 @@ def eval_command(
     skip_invalid: SkipInvalid = False,
     allow_code_execution: AllowCodeExecution = False,
     allow_unsandboxed_code_execution: AllowUnsandboxed = False,
+    prompt_style: PromptStyle = None,
+    question_column: QuestionColumn = None,
+    answer_column: AnswerColumn = None,
     decoder: Annotated[
         list[str] | None,
         typer.Option(help=f"{_DECODER_HELP} Several with --out.", rich_help_panel=_DECODING),
@@ -357,6 +374,7 @@ def eval_command(
         "skip_invalid": skip_invalid,
         "allow_code_execution": allow_code_execution,
         "allow_unsandboxed": allow_unsandboxed_code_execution,
+        "asked": _asked(ctx),
     }
     if out is not None:
         from .curve import run_curve
@@ -467,6 +485,9 @@ def collect_command(
     skip_invalid: SkipInvalid = False,
     allow_code_execution: AllowCodeExecution = False,
     allow_unsandboxed_code_execution: AllowUnsandboxed = False,
+    prompt_style: PromptStyle = None,
+    question_column: QuestionColumn = None,
+    answer_column: AnswerColumn = None,
     temperatures: Annotated[
         str | None, typer.Option(help="Tried in turn until an answer is correct; 0,0.1,0.2,0.3,0.4,0.5 if left out.")
     ] = None,
@@ -500,6 +521,7 @@ def collect_command(
         skip_invalid=skip_invalid,
         allow_code_execution=allow_code_execution,
         allow_unsandboxed=allow_unsandboxed_code_execution,
+        asked=_asked(ctx),
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..config import GenerationConfig
@@ -35,10 +37,11 @@ def run_collect(
     skip_invalid: bool,
     allow_code_execution: bool,
     allow_unsandboxed: bool,
+    asked: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Collect, and say how many records the file has now."""
     check_writable(out)
-    task = task_to_run(task_name, allow_code_execution, allow_unsandboxed)
+    task = task_to_run(task_name, allow_code_execution, allow_unsandboxed, asked)
     skipped = Skipped(skip_invalid)
     items, source = _items(task, data, n, item_seed, skipped)
     shard = _shard()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -40,6 +41,7 @@ def run_curve(
     skip_invalid: bool = False,
     allow_code_execution: bool = False,
     allow_unsandboxed: bool = False,
+    asked: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Measure every combination, print a table a task, write ``eval.json``, ``eval.md`` and ``eval.png`` into ``out``.
 
@@ -53,7 +55,7 @@ def run_curve(
     labels = [label for label, _ in labelled]
     if len(set(labels)) < len(labels):
         raise BadInputError(f"--model: expected a label of its own for each, got {', '.join(labels)}")
-    to_run = [task_to_run(name, allow_code_execution, allow_unsandboxed) for name in dict.fromkeys(tasks)]
+    to_run = [task_to_run(name, allow_code_execution, allow_unsandboxed, asked) for name in dict.fromkeys(tasks)]
     skipped = Skipped(skip_invalid)
     chosen = {task.name: (task, select_items(task, data, split, item_seed, n, skipped)) for task in to_run}
     out.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,10 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -39,9 +41,18 @@ _SHARED = (
 """The settings that every decoder has."""
 
 
-def task_to_run(name: str, allow_code_execution: bool, allow_unsandboxed: bool = False) -> Task:
-    """The task, if grading it needs nothing that was not allowed."""
+def task_to_run(
+    name: str,
+    allow_code_execution: bool,
+    allow_unsandboxed: bool = False,
+    asked: Mapping[str, str] = MappingProxyType({}),
+) -> Task:
+    """The task, if grading it needs nothing that was not allowed; ``asked``: options of :meth:`TextTask.ask`."""
     task = get_task(name)
+    if isinstance(task, TextTask):
+        task.ask(**asked)
+    elif asked:
+        raise BadInputError(f"--{next(iter(asked)).replace('_', '-')}: task {name} makes its own questions")
     if isinstance(task, CodeTask):
         if allow_code_execution:
             task.allow_code_execution(allow_unsandboxed)
@@ -105,12 +116,13 @@ def run_eval(
     skip_invalid: bool = False,
     allow_code_execution: bool = False,
     allow_unsandboxed: bool = False,
+    asked: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Evaluate, print the table, write the JSON file.
 
     What an interrupted run decoded stays in a folder beside the JSON file, from which the same command goes on.
     """
-    task, skipped = task_to_run(task_name, allow_code_execution, allow_unsandboxed), Skipped(skip_invalid)
+    task, skipped = task_to_run(task_name, allow_code_execution, allow_unsandboxed, asked), Skipped(skip_invalid)
     items = select_items(task, data, split, item_seed, n, skipped)
     if json_file is not None:
         check_writable(json_file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import SPLITS, Item, Task, split_of
 from .countdown import Countdown
+from .exact import Exact
 from .scenes import Captions, PictureTask, Questions
 from .sudoku import Sudoku
 from .sums import Sums
@@ -28,10 +29,11 @@ def get_task(name: str) -> Task:
     known: dict[str, Task] = {**TASKS, **PICTURE_TASKS}
     if name in known:
         return known[name]
-    for task in (*TEXT_TASKS, *VISUAL_TASKS):
+    of_files: tuple[type[TextTask], ...] = (*TEXT_TASKS, Exact, *VISUAL_TASKS)
+    for task in of_files:
         if task.name == name:
             return task()
-    names = ", ".join((*known, *TEXT_TASK_NAMES, *VISUAL_TASK_NAMES))
+    names = ", ".join((*known, *TEXT_TASK_NAMES, Exact.name, *VISUAL_TASK_NAMES))
     raise ValueError(f"task: expected one of {names}, got {name!r}")
 
 
@@ -42,6 +44,7 @@ __all__ = [
     "TEXT_TASK_NAMES",
     "VISUAL_TASK_NAMES",
     "Countdown",
+    "Exact",
     "Item",
     "PictureTask",
     "Sudoku",

@@ -28,6 +28,7 @@ class Item:
         answer: a correct reply, "" if none is known.
         metadata: what else its grader reads.
         where: file and line of one that was read.
+        opening: how the reply begins, which the model is given behind the prompt.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Item:
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
     where: str = field(default="", compare=False)
+    opening: str = ""
 
 
 class InvalidRowError(ValueError):

@@ -81,8 +81,10 @@ class Evaluation:
         }
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts through the chat template, left-padded: ids and mask (B, P) int64.
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[str], openings: Sequence[str] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts through the chat template, left-padded: ids and mask (B, P) int64; ``openings``: how replies begin.
 
     Raises:
         ValueError: a prompt is empty or has text the tokenizer cannot encode; names the text.
@@ -91,7 +93,8 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor
         raise ValueError("prompt: expected text, got an empty prompt")
     chats = [
         tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
-        for prompt in prompts
+        + opening
+        for prompt, opening in zip(prompts, openings or [""] * len(prompts), strict=True)
     ]
     encoded = tokenizer(chats, add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id
@@ -110,7 +113,7 @@ def encode_items(tokenizer: Any, task: Task, items: Sequence[Item]) -> tuple[tor
     """
     prompts = [item.prompt for item in items]
     if not task.has_pictures:
-        return encode_prompts(tokenizer, prompts)
+        return encode_prompts(tokenizer, prompts, [item.opening for item in items])
     if not hasattr(tokenizer, "encode_with_pictures"):
         raise ValueError(f"task {task.name} has pictures: expected a MMaDA and its wino.multimodal.Processor")
     return tokenizer.encode_with_pictures(prompts, [task.picture(item) for item in items], fit=task.fit)

@@ -1,7 +1,7 @@
 """The eight text tasks of the WINO papers, for real checkpoints: items come from published files (docs/tasks.md).
 
-Prompts ask for the answer in the form the graders read. Settings are the papers' for LLaDA-8B-Instruct: 256 tokens in
-blocks of 128, WINO thresholds by task and 0.9.
+Prompts ask for the answer in the form the graders read: ours, or the papers' (:meth:`TextTask.ask`). Settings are the
+papers' for LLaDA-8B-Instruct: 256 tokens in blocks of 128, WINO thresholds by task and 0.9.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from . import answers, execution, programs
+from . import answers, execution, programs, published
 from .base import Item, Task
 from .execution.sandbox import Means, choose_means
 from .mathematics import check_installed, same_mathematics
@@ -32,6 +33,8 @@ class TextTask(Task):
 
     max_new_tokens = 256
     runs_code: ClassVar[bool] = False
+    prompt_styles: ClassVar[tuple[str, ...]] = ("own",)
+    _published = False
     threshold: ClassVar[float]
     plus_threshold: ClassVar[float | None] = None
 
@@ -47,11 +50,41 @@ class TextTask(Task):
     def draw(self, rng: random.Random) -> Item:
         raise ValueError(f"task {self.name}: its items are not generated, name a file with --data")
 
+    def ask(
+        self, *, prompt_style: str = "own", question_column: str | None = None, answer_column: str | None = None
+    ) -> None:
+        """Choose how items read from now on ask.
+
+        Args:
+            prompt_style: "own" prompts, or as "published" by the papers (:mod:`wino.tasks.published`).
+            question_column: of the task ``exact``, as ``answer_column``.
+
+        Raises:
+            ValueError: the task has no such style, or columns of its own.
+        """
+        if prompt_style not in self.prompt_styles:
+            styles = " or ".join(self.prompt_styles)
+            raise ValueError(f"prompt_style: task {self.name} has {styles}, got {prompt_style!r}")
+        if question_column or answer_column:
+            raise ValueError(
+                f"question_column, answer_column: task {self.name} has columns of its own; they are for exact"
+            )
+        self._published = prompt_style == "published"
+
     def _item(self, prompt: str, answer: str, /, **metadata: Any) -> Item:
         return Item("", prompt, answer, metadata)
 
 
-class Gsm8k(TextTask):
+class _PaperTask(TextTask):
+    """One whose published prompt is known."""
+
+    prompt_styles = ("own", "published")
+
+    def _asked(self, item: Item, prompt: str, opening: str = published.REASONING) -> Item:
+        return replace(item, prompt=prompt, opening=opening) if self._published else item
+
+
+class Gsm8k(_PaperTask):
     name, title, threshold = "gsm8k", "GSM8K, grade-school mathematics", 0.6
     plus_threshold = 0.65
     columns = ("question", "answer")
@@ -60,14 +93,15 @@ class Gsm8k(TextTask):
         _, mark, result = str(row["answer"]).rpartition("####")
         if not mark or answers.number(result) is None:
             raise ValueError(f"answer: expected a solution that ends in '#### number', got {row['answer'][-40:]!r}")
-        return self._item(f"{row['question']}\n{_BOXED}", result.strip())
+        question = str(row["question"])
+        return self._asked(self._item(f"{question}\n{_BOXED}", result.strip()), published.gsm8k(question))
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.final_number(text)
         return found is not None and found == answers.number(item.answer)
 
 
-class Math500(TextTask):
+class Math500(_PaperTask):
     name, title, threshold = "math500", "MATH-500, competition mathematics", 0.7
     plus_threshold = 0.8
     columns = ("problem", "answer")
@@ -77,14 +111,15 @@ class Math500(TextTask):
         check_installed()
 
     def item(self, row: dict[str, Any]) -> Item:
-        return self._item(f"{row['problem']}\n{_BOXED}", str(row["answer"]))
+        problem = str(row["problem"])
+        return self._asked(self._item(f"{problem}\n{_BOXED}", str(row["answer"])), published.math500(problem))
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.boxed(text)
         return found is not None and same_mathematics(found, item.answer)
 
 
-class CountdownText(TextTask):
+class CountdownText(_PaperTask):
     name, title, threshold = "countdown-text", "Countdown, all four operations", 0.5
     plus_threshold = 0.6
     columns = ("input", "output")
@@ -98,14 +133,15 @@ class CountdownText(TextTask):
             "exactly once. Think step by step, then give only the final expression inside \\boxed{}, without an "
             "equals sign or the target number. For example: \\boxed{a + b * c}"
         )
-        return self._item(prompt, "", numbers=numbers, target=int(row["output"]))
+        item = self._item(prompt, "", numbers=numbers, target=int(row["output"]))
+        return self._asked(item, published.countdown(numbers, int(row["output"])))
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.boxed(text) or answers.tagged(text) or ""
         return answers.reaches(found, item.metadata["numbers"], item.metadata["target"])
 
 
-class SudokuText(TextTask):
+class SudokuText(_PaperTask):
     name, title, threshold = "sudoku-text", "4x4 Sudoku in words", 0.7
     plus_threshold = 0.6
     columns = ("Puzzle", "Solution")
@@ -118,7 +154,7 @@ class SudokuText(TextTask):
             f"holds 1 to 4 once.\n\nPuzzle: {puzzle}\n\nGive the complete solution as 16 digits without spaces between "
             "<answer> and </answer>."
         )
-        return self._item(prompt, solution, puzzle=puzzle)
+        return self._asked(self._item(prompt, solution, puzzle=puzzle), published.sudoku(puzzle))
 
     def grade(self, item: Item, text: str) -> bool:
         found = answers.grid(text)
@@ -136,7 +172,7 @@ class SudokuText(TextTask):
         return {"cells": right / empty if empty else 0.0}
 
 
-class Arc(TextTask):
+class Arc(_PaperTask):
     threshold = 0.5
     plus_threshold = 0.5
     columns = ("question", "choices", "answerKey")
@@ -152,7 +188,9 @@ class Arc(TextTask):
         prompt = (
             f"{row['question']}\n{options}\nThink briefly, then answer with the letter of the option in \\boxed{{}}."
         )
-        return self._item(prompt, answer, labels=labels, options=[str(text) for text in texts])
+        texts = [str(text) for text in texts]
+        item = self._item(prompt, answer, labels=labels, options=texts)
+        return self._asked(item, published.arc(str(row["question"]), labels, texts))
 
     def grade(self, item: Item, text: str) -> bool:
         return answers.letter(text, item.metadata["labels"], item.metadata["options"]) == item.answer
@@ -166,7 +204,7 @@ class ArcChallenge(Arc):
     name, title = "arc-c", "ARC-Challenge, science questions"
 
 
-class CodeTask(TextTask):
+class CodeTask(_PaperTask):
     """Graded by running the answer's program against tests, once :meth:`allow_code_execution` was called."""
 
     runs_code = True
@@ -210,7 +248,8 @@ class HumanEval(CodeTask):
             raise ValueError(f"entry_point: expected a function's name, got {row['entry_point']!r}")
         prompt = f"Complete this Python function. Answer with the whole function in a code block.\n\n{row['prompt']}"
         own = {name: row[name] for name in ("prompt", "test", "entry_point")}
-        return self._item(prompt, str(row.get("canonical_solution") or ""), **own)
+        item = self._item(prompt, str(row.get("canonical_solution") or ""), **own)
+        return self._asked(item, *published.humaneval(row["prompt"]))
 
     def passes(self, item: Item, code: str) -> bool:
         head, name = item.metadata["prompt"], item.metadata["entry_point"]
@@ -241,7 +280,8 @@ class Mbpp(CodeTask):
         )
         solution = str(row.get("code") or "")
         own = {"tests": list(tests), "setup": setup, "imports": imported}
-        return self._item(prompt, solution, **own, entry_point=programs.entry_point_of(tests, solution))
+        item = self._item(prompt, solution, **own, entry_point=programs.entry_point_of(tests, solution))
+        return self._asked(item, *published.mbpp(question, tests))
 
     def passes(self, item: Item, code: str) -> bool:
         imports, setup, tests = (item.metadata[name] for name in ("imports", "setup", "tests"))
