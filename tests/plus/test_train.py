@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,33 @@ def test_a_torn_checkpoint_is_passed_over(base: Path, records: Path, tmp_path: P
         train(recipe, show_progress=False)
         assert_identical(folder, tmp_path / "straight")
         shutil.move(folder / "final", tmp_path / f"gone{torn}")
+
+
+def test_a_killed_run_is_held_while_it_lives_and_gone_on_with_exactly(
+    base: Path, records: Path, tmp_path: Path
+) -> None:
+    stages = [{"name": "one", "steps": 30}]
+    recipe = make_recipe(base, records, tmp_path / "killed", stages=stages)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(json.loads(recipe.model_dump_json())))
+    command = [sys.executable, "-m", "wino", "train", "--config", str(path)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=one_thread, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    folder, until = tmp_path / "killed/one", time.monotonic() + 120
+    while not (folder / "checkpoint-4/trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    with pytest.raises(ValueError, match=rf"killed: process {process.pid} on \S+, since .*, is writing it"):
+        train(recipe, show_progress=False)
+    process.kill()
+    process.communicate()
+    assert not (folder / "final").exists()
+    (folder / "final.partial").mkdir()  # as if it had died while it wrote the result
+    (folder / "final.partial/adapter_model.safetensors").write_text("half of")
+    train(recipe, show_progress=False)
+    train(make_recipe(base, records, tmp_path / "straight", stages=stages), show_progress=False)
+    assert_identical(folder, tmp_path / "straight/one")
+    assert not (tmp_path / "killed/.lock").exists()
 
 
 def test_a_finished_run_is_not_repeated_and_another_recipe_is_refused(

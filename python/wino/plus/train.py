@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..files import write_atomically
+from ..files import locked, write_atomically
 from ..foreign import read_json
 from ..models.llada import LLaDAModelLM
 from ..models.loading import checkpoint_folder, load
@@ -42,18 +43,28 @@ def train(recipe: Recipe, *, show_progress: bool = True) -> Path:
     """Run or resume every stage of ``recipe`` and return the folder of the last stage's result.
 
     Raises:
-        ValueError: trajectories of another model or tokenizer, or a stage's folder holds another recipe's run.
+        ValueError: trajectories of another model or tokenizer, a stage's folder holds another recipe's run, or another
+            process trains into ``recipe.output`` (:func:`wino.files.locked`).
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written; the same call goes on from there.
     """
     previous: Path | None = None
-    for number, stage in enumerate(recipe.stages):
-        final = recipe.output / stage.name / "final"
-        _claim(recipe, number)
-        if not final.is_dir():
-            _train_stage(recipe, stage, previous, show_progress)
-        previous = final
+    with _own_output(recipe.output):
+        for number, stage in enumerate(recipe.stages):
+            final = recipe.output / stage.name / "final"
+            _claim(recipe, number)
+            if not final.is_dir():
+                _train_stage(recipe, stage, previous, show_progress)
+            previous = final
     assert previous is not None
     return previous
+
+
+def _own_output(folder: Path) -> AbstractContextManager[None]:
+    """Hold the folder for this run; of its processes the first does."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return nullcontext()
+    folder.mkdir(parents=True, exist_ok=True)
+    return locked(folder)
 
 
 def _claim(recipe: Recipe, number: int) -> None:
@@ -201,6 +212,9 @@ def _last_complete_checkpoint(folder: Path) -> Path | None:
 def _save_final(trainer: Trainer, folder: Path, identity: Identity, recipe: Recipe) -> None:
     """``final`` appears whole or not at all; every process takes part in gathering a sharded model."""
     partial_folder = folder / "final.partial"
+    if trainer.is_world_process_zero():  # what a process left that was killed here
+        shutil.rmtree(partial_folder, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(partial_folder))
     if trainer.is_world_process_zero():
         (partial_folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to open
