@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import wino
+from wino.generation import GenerationOutput
 from wino.pretrain import Recipe, build_model, build_tokenizer
-from wino.tasks import get_task
+from wino.tasks import Item, evaluation, get_task
 from wino.tasks.evaluation import (
     Evaluation,
     answer_lengths,
@@ -52,6 +56,38 @@ def test_prompts_that_cannot_be_encoded_are_named() -> None:
         encode_prompts(tokenizer, ["sum 12", "  \n"])
     with pytest.raises(ValueError, match=r"cannot encode '\?z' in 'sum \?z2z'"):
         encode_prompts(tokenizer, ["sum 12", "sum ?z2z"])
+
+
+def test_what_stands_behind_the_end_of_the_turn_is_not_graded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose turns end in <|eot_id|> goes on as user and assistant; its tokenizer's own end comes later."""
+    pieces = ["<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>", "?", "\\boxed{18}", "assistant", "\\boxed{7}"]
+    core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", mask_token="<|mdm_mask|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>"]})
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    model = build_model(RECIPE, build_tokenizer()).eval()
+    decoded = torch.tensor([[4, 2, 5, 6, 6, 0, 0, 0]])
+    out = GenerationOutput(torch.cat((torch.tensor([[3]]), decoded), 1), torch.tensor([4]), decoded)
+    monkeypatch.setattr(evaluation, "generate", lambda *arguments: out)
+    item = Item("gsm8k:1", "?", "18")
+    result = evaluate(
+        model, tokenizer, get_task("gsm8k"), [item], wino.GenerationConfig(max_new_tokens=8), prompts=[[3]]
+    )
+    assert (result.texts, result.tokens, result.correct) == (["\\boxed{18}"], [2], [True])
+
+
+def test_an_evaluation_needs_items_and_a_journal_of_its_own(tmp_path: Path) -> None:
+    tokenizer, task = build_tokenizer(), get_task("sudoku")
+    model = build_model(RECIPE, tokenizer).eval()
+    config = wino.GenerationConfig(decoder="low_confidence", max_new_tokens=20, steps=5)
+    with pytest.raises(ValueError, match="items: expected at least one"):
+        evaluate(model, tokenizer, task, [], config)
+    items, journal = list(islice(task.items("validation"), 2)), tmp_path / "journal"
+    for line in ("{}", "[1, 2, 3, 4]", '["a", 1]', "\xff"):
+        journal.write_bytes(line.encode("latin-1") + b"\n")
+        with pytest.raises(ValueError, match="journal, line 1: expected a decoded answer; remove the file"):
+            evaluate(model, tokenizer, task, items, config, journal=journal)
 
 
 def test_evaluate_reports_every_item_once_whatever_the_batches() -> None:
