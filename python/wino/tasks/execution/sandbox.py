@@ -243,10 +243,12 @@ class Sandbox:
         front = self._front
         until = time.monotonic() + 5
         while front.poll() is None:
-            inside = _children(front.pid) if self.means.sandboxed else []
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                for pid in inside:
+            # One process is enough where the kernel ends the others with it.
+            inside = _children(front.pid) if self.means.sandboxed else _tree(front.pid)
+            for pid in inside:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 if not inside or time.monotonic() > until:
                     os.killpg(front.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
