@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import sys
 import threading
@@ -11,7 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from wino.cli import app
 from wino.tasks import get_task, mathematics
 from wino.tasks.mathematics import same_mathematics
 
@@ -117,7 +120,13 @@ def test_without_the_library_nothing_is_graded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
     with pytest.raises(ValueError, match=needs):
         same_mathematics("x^2+5", "5+x^2")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.undo()
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *of: None if name == "math_verify" else found(name, *of)
+    )
     for name in ("math500", "math-vision", "mathvista-mini", "mmmu-val"):
         with pytest.raises(ValueError, match=needs):
             get_task(name)
+    run = CliRunner().invoke(app, ["eval", "--task", "math500", "--data", "nowhere.jsonl"])
+    assert run.exit_code == 2 and "pip install 'wino-kernels[eval]'" in " ".join(run.output.split())

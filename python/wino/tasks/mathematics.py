@@ -143,7 +143,7 @@ class _Worker:
         if self._process is not None and self._process.poll() is None:
             return
         file = str(Path(__file__).with_name("mathematics_worker.py"))
-        code = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1])"
+        code = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, file, *sys.path],
             stdin=subprocess.PIPE,

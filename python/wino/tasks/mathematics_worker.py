@@ -57,4 +57,5 @@ def main() -> None:
         print(int(verdict), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
