@@ -115,7 +115,7 @@ _CHECKS: dict[str, Check] = {
 }
 
 #: What a checkpoint has to say itself: it cannot be told from the weights, and defaults differ between codes.
-REQUIRED = ("d_model", "n_heads", "n_layers", "vocab_size", "rms_norm_eps", "mask_token_id")
+REQUIRED = ("d_model", "n_heads", "n_layers", "vocab_size", "max_sequence_length", "rms_norm_eps", "mask_token_id")
 
 
 def check_field(name: str, value: Any, check: Check) -> None:
@@ -275,6 +275,7 @@ def of_checkpoint(fields: Mapping[str, Any]) -> dict[str, Any]:
             f"LLaDA configuration: vocab_size must be at most embedding_size = {shown(embedding)}, "
             f"got {shown(fields['vocab_size'])}"
         )
+    kept.update((name, kept.get(name)) for name in ("eos_token_id", "pad_token_id"))  # our defaults are LLaDA-8B's
     ends = fields.get("eos_token_id")
     ids = {"mask_token_id": fields["mask_token_id"], "pad_token_id": fields.get("pad_token_id")}
     ids.update((f"eos_token_id[{i}]", end) for i, end in enumerate(ends if isinstance(ends, list) else [ends]))

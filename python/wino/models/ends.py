@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..chat import render_chats
+
 _END_OF_TURN = "<|eot_id|>"
 _REPLY = "reply"
 _LARGEST = 2**31
@@ -53,7 +55,7 @@ def _behind_reply(tokenizer: Any) -> str:
     """What the chat template writes behind an assistant's message; "" where it has no place for one."""
     chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _REPLY}]
     try:
-        text: str = tokenizer.apply_chat_template(chat, add_generation_prompt=False, tokenize=False)
+        text: str = render_chats(tokenizer, [chat], for_answer=False)[0]
     except Exception:  # a template raises what it likes, and one for questions alone says nothing of an answer's end
         return ""
     before, _, behind = text.rpartition(_REPLY)

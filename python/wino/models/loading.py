@@ -154,7 +154,7 @@ def _read_config(folder: Path) -> LLaDAConfig:
     try:
         config = MODELS[model_type][0].from_dict(of_checkpoint(fields))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error!s:.400}") from error
     config.name_or_path = str(folder)
     return config
 
@@ -167,7 +167,7 @@ def _read_generation_config(folder: Path) -> GenerationConfig | None:
     try:
         return GenerationConfig(**_read_object(path))
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error!s:.400}") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -317,9 +317,11 @@ def read_tokenizer(folder: Path, config: LLaDAConfig | None = None) -> PreTraine
     older = isinstance(extra, list) and int(transformers.__version__.split(".")[0]) < 5
     renamed: dict[str, Any] = {"extra_special_tokens": {}, "additional_special_tokens": extra} if older else {}
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder, config=config, trust_remote_code=False, local_files_only=True, **renamed
         )
+        tokenizer("a")  # settings of wrong types are noticed in use alone
+        return tokenizer
     except BaseException as error:  # transformers raises what its version likes; its Rust half panics past Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
             raise

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..chat import render_chats
+
 # Where MMaDA-8B put its tokens, among those that LLaDA's tokenizer keeps in reserve.
 _RESERVED = {"<|soi|>": 126084, "<|eoi|>": 126085, "<|t2i|>": 126088, "<|mmu|>": 126089}
 _CHAT = "<|start_header_id|>user<|end_header_id|>\n{text}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n"
@@ -118,8 +120,7 @@ class PromptLayout:
         if self.tokenizer.chat_template is None:
             return self._encode(_CHAT.format(text=text))
         chat = [{"role": "user", "content": text}]
-        laid_out = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        ids = self._encode(laid_out)
+        ids = self._encode(render_chats(self.tokenizer, [chat])[0])
         return ids[1:] if ids[:1] == [self._special["<|sot|>"]] else ids
 
     def _encode(self, text: str) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..chat import render_chats
 from ..config import GenerationConfig
 from ..files import AppendedLines, numbered_lines, utf8
 from ..generation import _check_inputs, generate
@@ -91,11 +92,8 @@ def encode_prompts(
     """
     if not all(prompt.strip() for prompt in prompts):
         raise ValueError("prompt: expected text, got an empty prompt")
-    chats = [
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
-        + opening
-        for prompt, opening in zip(prompts, openings or [""] * len(prompts), strict=True)
-    ]
+    asked = render_chats(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
+    chats = [chat + opening for chat, opening in zip(asked, openings or [""] * len(prompts), strict=True)]
     encoded = tokenizer(chats, add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id
     for prompt, row in zip(prompts, encoded, strict=True):

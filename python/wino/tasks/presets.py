@@ -45,7 +45,7 @@ def load_presets(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
                     **{"decoder": decoder, "max_new_tokens": settings.get("block_length") or 1, **settings}
                 )
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, {task}, {decoder}: {error}") from error
+                raise ValueError(f"{path}, {task:.80}, {decoder:.80}: {error!s:.300}") from error
     return presets
 
 
