@@ -90,10 +90,10 @@ def test_a_bad_last_row_is_named_before_any_decoding(
             patch.setattr(module, "generate", None)
         refused = run(command, m0, data, *output(command, tmp_path))
     assert refused.exit_code == 2 and refused.stdout == "", refused.output
-    assert re.fullmatch(rf"wino: {data}, line 3: .*{re.escape(told)}.*--skip-invalid.*\n", refused.stderr)
+    assert re.search(rf"(?m)^wino: {data}, line 3: .*{re.escape(told)}.*--skip-invalid.*\n\Z", refused.stderr)
     taken = run(command, m0, data, *output(command, tmp_path), "--skip-invalid")
     assert taken.exit_code == 0, taken.output
-    assert re.match(rf"(?s)1 row was left out\n  {data}, line 3: .*{re.escape(told)}", taken.stderr)
+    assert re.search(rf"(?m)^1 row was left out\n  {data}, line 3: .*{re.escape(told)}", taken.stderr)
     if command == "eval":
         report = json.loads((tmp_path / "out.json").read_text())
         assert report["n"] == len(report["results"][0]["texts"]) == 2
@@ -121,7 +121,7 @@ def test_the_curve_leaves_out_bad_rows_too(m0: Path, tmp_path: Path) -> None:
     refused = run("eval", m0, data, "--out", out)
     assert refused.exit_code == 2 and f"{data}, line 3: " in refused.stderr and os.listdir(out) == []
     taken = run("eval", m0, data, "--out", out, "--skip-invalid")
-    assert taken.exit_code == 0 and taken.stderr.startswith("1 row was left out\n"), taken.output
+    assert taken.exit_code == 0 and "1 row was left out\n" in taken.stderr, taken.output
     assert json.loads((out / "eval.json").read_text())["skipped"]["count"] == 1
     assert "1 row was left out" in (out / "eval.md").read_text()
 

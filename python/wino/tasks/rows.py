@@ -174,7 +174,7 @@ def content_key(task: str, row: Row, item: Item) -> str:
     The hash is of prompt, answer and all that the grader reads, pictures by their content: the same item has the same
     key in whatever row of whatever file it stands, and one that was edited is another item.
     """
-    content = json.dumps([item.prompt, item.answer, item.metadata], sort_keys=True, default=_content)
+    content = json.dumps([item.prompt, item.opening, item.answer, item.metadata], sort_keys=True, default=_content)
     own = next((str(row[name]) for name in _OWN_IDS if isinstance(row.get(name), str | int) and row[name] != ""), None)
     parts = [task, *([] if own is None else [own[:_SHOWN_ID]]), hashlib.sha256(content.encode()).hexdigest()[:16]]
     return ":".join(parts)
