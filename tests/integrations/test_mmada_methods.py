@@ -90,6 +90,39 @@ def test_mmu_generate_wino_is_the_specified_loop() -> None:
         assert ran[branch] >= 20, ran
 
 
+def test_mmu_generate_confidence_threshold_is_the_specified_loop() -> None:
+    compared = tokens = passes = 0
+    for seed in range(3):
+        model = build(seed)
+        expected = [
+            reference_loop.confidence_threshold(
+                OwnArithmetic(model), prompt, [MASK] * LENGTH, mask_id=MASK, block_length=BLOCK, threshold=0.35
+            )
+            for prompt in prompts(seed)
+        ]
+        with wino.patch(model):
+            for prompt, decode in zip(prompts(seed), expected, strict=True):
+                sequences, steps = model.mmu_generate_confidence_threshold(
+                    torch.tensor([prompt]),
+                    steps=LENGTH,
+                    gen_length=LENGTH,
+                    block_length=BLOCK,
+                    mask_id=MASK,
+                    confidence_threshold=0.35,
+                )
+                if decode.margin >= MARGIN:
+                    assert sequences.tolist() == [decode.tokens] and steps == decode.steps
+                    compared, tokens, passes = compared + 1, tokens + LENGTH, passes + steps
+            ids = torch.tensor([prompts(seed)[0]])
+            same: dict[str, Any] = {"block_length": BLOCK, "mask_id": MASK, "steps": 8}
+            without, steps = model.mmu_generate_confidence_threshold(
+                ids, gen_length=LENGTH, confidence_threshold=None, **same
+            )
+            assert torch.equal(without, model.mmu_generate(ids, max_new_tokens=LENGTH, **same)) and steps == 8
+        assert not hasattr(model, "mmu_generate_confidence_threshold")
+    assert compared >= 30 and tokens / passes >= 1.5
+
+
 def test_batches_and_padding() -> None:
     """(B, P) and (B, P + G) masks mean the same; each row is what it is alone."""
     model = build()
@@ -143,6 +176,10 @@ def test_guidance() -> None:
         ("mmu_generate", {"steps": 3, "block_length": 8}, "steps: must be a multiple of the 2 blocks, got 3"),
         ("mmu_generate_wino", {"prompt": torch.tensor([[5, MASK]])}, "the mask token"),
         ("mmu_generate_wino", {"threshold": 0.0}, "threshold: expected in"),
+        ("mmu_generate_confidence_threshold", {"mask_id": 3}, "mask_id: the model's mask token is 1, got 3"),
+        ("mmu_generate_confidence_threshold", {"steps": 3, "block_length": 8}, "steps: must be a multiple of the 2"),
+        ("mmu_generate_confidence_threshold", {"confidence_threshold": 2.0}, "threshold: expected in"),
+        ("mmu_generate_confidence_threshold", {"remasking": "random"}, "remasking: only 'low_confidence' has a"),
     ],
 )
 def test_calls_that_do_not_fit(method: str, arguments: dict[str, Any], match: str) -> None:

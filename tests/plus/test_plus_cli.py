@@ -57,6 +57,23 @@ def test_show_finds_a_record_by_its_id(tmp_path: Path) -> None:
     assert "--model" in fails("trajectories", "show", path)
 
 
+def test_filter_as_asked_and_with_nothing_left(tmp_path: Path) -> None:
+    path, out = tmp_path / "t.jsonl", tmp_path / "out.jsonl"
+    write_trajectories(path, (make_record(i, correct=i != 0) for i in range(5)))
+    options = ("--allow-incorrect", "--max-prompt-length", 5, "--keep-step-ratio", 0.7, "--dedupe-key", "unique_id")
+    assert "2 records" in run("trajectories", "filter", path, out, *options).stdout
+    assert [record.unique_id for record in read_trajectories(out)] == ["item:0", "item:1"]
+    before = out.read_bytes()
+    result = run("trajectories", "filter", path, out, "--max-prompt-length", 2)
+    assert result.exit_code == 1 and "no record is left" in result.stderr
+    assert out.read_bytes() == before
+    assert "keep_step_ratio: expected a number in (0, 1]" in fails(
+        "trajectories", "filter", path, out, "--keep-step-ratio", 2
+    )
+    assert "expected another file" in fails("trajectories", "filter", path, path)
+    assert "wino trajectories" in run("trajectories", "--help").stdout
+
+
 def test_merge_of_records(tmp_path: Path) -> None:
     a, b, out = tmp_path / "a", tmp_path / "b", tmp_path / "out"
     write_trajectories(a, [make_record(0)])

@@ -126,7 +126,30 @@ def test_filter_keeps_lowest_temperature_then_fewest_steps(tmp_path: Path) -> No
         make_record(6, unique_id="c"),
     ]
     write_trajectories(path, rows)
-    assert list(filter_best(path)) == [rows[2], rows[6]]
+    assert list(filter_best(path)) == [rows[6], rows[2]]  # the easy one first
+    assert list(filter_best(path, allow_incorrect=True)) == [rows[5], rows[6], rows[2]]
+    assert list(filter_best(path, max_prompt_length=2)) == [rows[2]]
+    assert list(filter_best(path, dedupe_key="source")) == [rows[6]]
+    with pytest.raises(ValueError, match=r"t\.jsonl, line 1: dedupe_key: the record has no field 'level'"):
+        list(filter_best(path, dedupe_key="level"))
+
+
+def test_filter_keeps_a_share_of_the_steps(tmp_path: Path) -> None:
+    """Of 4, 6, 6 and 8 steps those that fit into the share, easy ones first, up to the first that does not."""
+    path = tmp_path / "t.jsonl"
+    rows = [
+        make_record(i, trajectory_accepted=[steps - 1] * 12, decoding_steps=steps, metadata={"level": i // 2})
+        for i, steps in enumerate((8, 6, 4, 6))
+    ]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(["", *(row.to_json() for row in rows)]).encode())
+    easy = [rows[2], rows[1], rows[3], rows[0]]
+    assert list(filter_best(path)) == easy
+    for ratio, kept in ((1.0, 4), (0.99, 3), (16 / 24, 3), (15 / 24, 2), (0.2, 1), (0.1, 0)):
+        assert list(filter_best(path, keep_step_ratio=ratio)) == easy[:kept]
+    assert list(filter_best(path, dedupe_key="level")) == [rows[2], rows[1]]
+    for ratio in (0.0, 1.1):
+        with pytest.raises(ValueError, match=r"keep_step_ratio: expected a number in \(0, 1\]"):
+            list(filter_best(path, keep_step_ratio=ratio))
 
 
 def test_merging_keeps_each_key_once(tmp_path: Path) -> None:

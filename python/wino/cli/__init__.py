@@ -540,11 +540,35 @@ def _trajectories(ctx: typer.Context) -> None:
     short_help="Keep the correct records, one per item.",
     epilog="Example: wino trajectories filter sudoku.jsonl best.jsonl",
 )
-def filter_command(source: Records, out: Annotated[Path, typer.Argument(help="File to write.")]) -> None:
-    """Keep the correct records, one per item: lowest temperature, then fewest steps."""
+def filter_command(
+    source: Records,
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    allow_incorrect: Annotated[
+        bool, typer.Option("--allow-incorrect", help="Keep an item's best record even if its answer is not correct.")
+    ] = False,
+    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="Leave out longer prompts, in tokens.")] = None,
+    keep_step_ratio: Annotated[
+        float, typer.Option(help="Keep the easy records that make up this share of all steps; in (0, 1].")
+    ] = 1.0,
+    dedupe_key: Annotated[
+        str | None,
+        typer.Option(help="Keep one record a value of this field, such as unique_id; left out: one an item."),
+    ] = None,
+) -> None:
+    """Keep the correct records, one per item, the easy ones first: lowest temperature, then fewest steps.
+
+    With nothing left it writes nothing and exits 1.
+    """
     from .trajectories import run_filter
 
-    run_filter(source, out)
+    run_filter(
+        source,
+        out,
+        allow_incorrect=allow_incorrect,
+        max_prompt_length=max_prompt_length,
+        keep_step_ratio=keep_step_ratio,
+        dedupe_key=dedupe_key,
+    )
 
 
 @trajectories_app.command(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -19,12 +21,19 @@ _BAR = 40
 _HIDDEN = "·"
 
 
-def run_filter(source: Path, out: Path) -> None:
-    """Keep the correct records, one per item."""
+def run_filter(source: Path, out: Path, **choice: Any) -> None:
+    """Keep the records that ``choice`` (see :func:`filter_best`) names, the easy ones first."""
     check_writable(out)
+    if out.exists() and out.samefile(source):
+        raise BadInputError(f"{out}: expected another file than the one that is read")
+    best = filter_best(source, **choice)
+    first = next(best, None)
+    if first is None:
+        print(f"wino: {source}: no record is left, so {out} is not written", file=sys.stderr)
+        raise typer.Exit(1)
     with locked(out):
-        kept = write_trajectories(out, filter_best(source))
-    print(f"{out}: {kept} records, each item's best correct one")
+        kept = write_trajectories(out, chain([first], best))
+    print(f"{out}: {kept} records, the easy ones first")
 
 
 def run_merge(sources: list[Path], out: Path) -> None:

@@ -18,7 +18,8 @@ def patch(model: nn.Module) -> PatchHandle:
     patch ``get_base_model()``): that part is called, the others are fused. Hooks on other modules, such as whole
     blocks, would never run, and raise. A deep or unpickled copy is patched too, on its own:
     ``wino.models.patched(copy).unpatch()``. :func:`wino.generate` decodes with it. A MMaDA's ``mmu_generate`` goes
-    through that loop, and it gets ``mmu_generate_wino`` (:mod:`wino.integrations.mmada`).
+    through that loop, and it gets ``mmu_generate_wino`` and
+        ``mmu_generate_confidence_threshold`` (:mod:`wino.integrations.mmada`).
 
     Under transformers 5 the authors' code builds (``LLaDAModelLM(config)`` and ``load_state_dict``) but neither loads
     with ``from_pretrained`` nor runs its own forward; once built it can be patched. :func:`wino.load` reads the same

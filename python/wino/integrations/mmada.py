@@ -90,7 +90,49 @@ def mmu_generate_wino(
     return out.sequences, int(out.steps.max())
 
 
-METHODS: dict[str, Callable[..., Any]] = {"mmu_generate": mmu_generate, "mmu_generate_wino": mmu_generate_wino}
+def mmu_generate_confidence_threshold(
+    model: Any,
+    prompt: Tensor | None = None,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 128,
+    temperature: float = 0.0,
+    remasking: str = "low_confidence",
+    mask_id: int = 126336,
+    confidence_threshold: float | None = 0.9,
+) -> tuple[Tensor, int]:
+    """The method of WINO+'s authors: confidence_threshold (docs/spec.md section 4) of prompts (B, P) of equal length.
+
+    With a threshold ``steps`` decides nothing, as there, but has to be a multiple of the number of blocks. Without one
+    (None) it is low_confidence in that many steps.
+
+    Returns:
+        (B, P + gen_length) int64, and the forward passes that the slowest of them took.
+
+    Raises:
+        ValueError, TypeError: as :func:`wino.generate`; another mask token than the model's; ``remasking`` at random
+            with a threshold, which would compare random numbers with it.
+    """
+    name = "mmu_generate_confidence_threshold"
+    if confidence_threshold is not None and remasking != "low_confidence":
+        raise ValueError(f"{name}: remasking: only 'low_confidence' has a confidence_threshold, got {remasking!r}")
+    shared: dict[str, Any] = {"max_new_tokens": gen_length, "block_length": block_length, "temperature": temperature}
+    # Also checks steps where they decide nothing.
+    fixed = GenerationConfig(decoder="low_confidence", steps=steps, remasking=remasking, **shared)
+    if confidence_threshold is None:
+        config = fixed
+    else:
+        config = GenerationConfig(decoder="confidence_threshold", threshold=confidence_threshold, **shared)
+    config.seed = _seed(temperature > 0 or remasking == "random")
+    out = _generate(name, model, prompt, None, mask_id, config)
+    return out.sequences, int(out.steps.max())
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "mmu_generate": mmu_generate,
+    "mmu_generate_wino": mmu_generate_wino,
+    "mmu_generate_confidence_threshold": mmu_generate_confidence_threshold,
+}
 
 
 def _generate(

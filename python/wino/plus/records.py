@@ -158,6 +158,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+_FIELDS = frozenset(field.name for field in fields(Trajectory))
+
+
 def read_trajectories(path: Path) -> Iterator[Trajectory]:
     """Stream a file's records. ``ValueError`` names path, line number and field of the first that is not valid."""
     with open(path, "rb") as file:
@@ -200,20 +203,63 @@ def randomised(trajectory: Trajectory, seed: int) -> Trajectory:
     return replace(trajectory, trajectory_accepted=accepted, trajectory_proposed=None, metadata=metadata)
 
 
-def filter_best(path: Path) -> Iterator[Trajectory]:
-    """The correct records of a file, one per item: lowest temperature, then fewest steps, then the first.
+def filter_best(
+    path: Path,
+    *,
+    allow_incorrect: bool = False,
+    max_prompt_length: int | None = None,
+    dedupe_key: str | None = None,
+    keep_step_ratio: float = 1.0,
+) -> Iterator[Trajectory]:
+    """The correct records of a file, the best of each item, the easy ones first.
 
-    Reads the file twice, and keeps a few numbers per item in memory.
+    Better and easier is, in this order: the lower temperature, the fewer steps, the earlier place in the file. A few
+    numbers per item are kept in memory, and what is kept is read again.
+
+    Args:
+        allow_incorrect: keep records that are not correct too; a correct one of the same item is better.
+        max_prompt_length: leave out records with a longer prompt.
+        dedupe_key: the field, of the record or its metadata, of whose values each is kept once; None: its identity,
+            that is ``unique_id``, prompt and answer.
+        keep_step_ratio: keep records, in that order, while their steps come to at most this share of all steps.
+
+    Raises:
+        ValueError: a record is not valid or has no field ``dedupe_key``; ``keep_step_ratio`` is not in (0, 1].
     """
-    best: dict[str, tuple[float, int, int]] = {}
-    for number, record in enumerate(read_trajectories(path)):
-        if record.correct:
-            rank = (record.used_temperature, record.decoding_steps, number)
-            best[record.identity] = min(best.get(record.identity, rank), rank)
-    chosen = {number for _, _, number in best.values()}
-    for number, record in enumerate(read_trajectories(path)):
-        if number in chosen:
-            yield record
+    if not 0 < keep_step_ratio <= 1:
+        raise ValueError(f"keep_step_ratio: expected a number in (0, 1], got {keep_step_ratio!r}")
+    best: dict[str, tuple[bool, float, int, int, int, int]] = {}
+    with open(path, "rb") as file:
+        start = 0
+        for number, (where, line) in enumerate(numbered_lines(file, path)):
+            start, at = file.tell(), start
+            if not line.strip():
+                continue
+            record = _parsed(line, where)
+            if not (record.correct or allow_incorrect):
+                continue
+            if max_prompt_length is not None and record.prompt_length > max_prompt_length:
+                continue
+            steps = max(record.trajectory_accepted) + 1
+            rank = (not record.correct, record.used_temperature, record.decoding_steps, number, at, steps)
+            key = record.identity if dedupe_key is None else _value_of(record, dedupe_key, where)
+            best[key] = min(best.get(key, rank), rank)
+        order = sorted(best.values(), key=lambda rank: rank[1:])
+        left = int(keep_step_ratio * sum(rank[-1] for rank in order))
+        for *_, at, steps in order:
+            left -= steps
+            if left < 0:
+                break
+            file.seek(at)
+            where, line = next(numbered_lines(file, path))
+            yield _parsed(line, where)
+
+
+def _value_of(record: Trajectory, name: str, where: str) -> str:
+    found = getattr(record, name) if name in _FIELDS else record.metadata.get(name)
+    if found is None:
+        raise ValueError(f"{where}: dedupe_key: the record has no field {name!r}")
+    return json.dumps(found, sort_keys=True)
 
 
 def write_trajectories(path: Path, records: Iterable[Trajectory]) -> int:
