@@ -75,7 +75,7 @@ def test_hostile_answers_are_wrong_and_soon(monkeypatch: pytest.MonkeyPatch) -> 
     for text in HOSTILE:
         began = time.monotonic()
         assert not same_mathematics(text, "x+7"), text[:40]
-        assert time.monotonic() - began < 30, text[:40]
+        assert time.monotonic() - began < 120, text[:40]  # a new process among other load
     monkeypatch.undo()
     assert same_mathematics("7+x", "x+7") and not Path("/tmp/owned").exists()
 

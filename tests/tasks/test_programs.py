@@ -173,4 +173,4 @@ def test_any_reply_takes_little_time(piece: str) -> None:
     began = time.process_time()
     for whole in (reply, f"def f():\n    pass\n{reply}", f"```python\n{reply}"):
         complete(HEAD, extract(whole, "f"), "f")
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 20
