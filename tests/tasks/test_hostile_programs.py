@@ -229,7 +229,7 @@ READS = [
     "(os.chroot('/proc/1/root'), open(P, 'rb').read())[1]",
     "open('/dev/vda', 'rb').read(1) and b'hidden'",
     "open('/dev/mem', 'rb').read(1) and b'hidden'",
-    "open('/proc/1/mem', 'rb').read(1) and b'hidden'",
+    "open('/proc/1/mem', 'rb') and b'hidden'",
     "open('/etc/shadow', 'rb').read() and b'hidden'",
     "b'hidden' if any(os.path.exists(f'/proc/{n}/cwd{P}') for n in os.listdir('/proc')) else b''",
 ]

@@ -297,7 +297,17 @@ def watch(verdict: IO[bytes], sandboxes: list[Sandbox], seconds: float) -> bytes
 
 
 def _bubblewrap(view: _View) -> list[str]:
-    command = ["bwrap", "--unshare-user", "--unshare-all", "--die-with-parent", "--uid", "65534", "--gid", "65534"]
+    command = [
+        "bwrap",
+        "--unshare-user",
+        "--unshare-all",
+        "--as-pid-1",
+        "--die-with-parent",
+        "--uid",
+        "65534",
+        "--gid",
+        "65534",
+    ]
     command += ["--cap-drop", "ALL", "--size", str(_SCRATCH), "--tmpfs", "/tmp", "--proc", "/proc"]
     for path, target in [*view.links, ("/var/tmp", "/tmp"), ("/dev/shm", "/tmp"), ("/dev/fd", "/proc/self/fd")]:
         command += ["--symlink", target, path]

@@ -32,6 +32,8 @@ def main() -> NoReturn:
             confine.stay_on_one_core(setting["core"])
         if setting["view"] is not None:
             namespaces.enter(setting["view"])
+        elif setting["sandboxed"]:
+            namespaces.leave_first_process()
         if setting["sandboxed"]:
             confine.give_up_privileges()
             confine.limit(setting["limits"], strict=True)

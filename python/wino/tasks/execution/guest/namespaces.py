@@ -33,9 +33,7 @@ def enter(view: dict[str, Any]) -> None:
         os._exit(0)
     confine.die_with_parent()
     _build(view)
-    runner = os.fork()
-    if runner:
-        _reap(runner)
+    leave_first_process()
     confine.bound_privileges()
     if view["nobody"]:
         os.setgroups([])
@@ -43,6 +41,15 @@ def enter(view: dict[str, Any]) -> None:
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     confine.set_dumpable(True)
     os.chdir("/tmp")
+
+
+def leave_first_process() -> None:
+    """Return in a child of process 1, which from here on only waits, and which the child cannot look into."""
+    confine.set_dumpable(False)
+    runner = os.fork()
+    if runner:
+        _reap(runner)
+    confine.set_dumpable(True)
 
 
 def _unshare(nobody: bool) -> None:
@@ -125,7 +132,6 @@ def _set_attributes(place: str, attributes: int, flags: int) -> None:
 
 def _reap(runner: int) -> NoReturn:
     """The life of process 1: with it everything inside ends."""
-    confine.set_dumpable(False)
     os.closerange(0, 1 << 16)
     while True:
         pid, _ = os.waitpid(-1, 0)
