@@ -139,11 +139,11 @@ def test_what_was_decoded_before_a_failure_is_kept_and_gone_on_with(
     assert straight.exit_code == 0, straight.output
     real, batches = evaluation.generate, []
 
-    def third_fails(model: Any, ids: torch.Tensor, *rest: Any) -> Any:
+    def third_fails(model: Any, ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
         batches.append(len(ids))
         if len(batches) == 3:
             raise FloatingPointError("logits are NaN")
-        return real(model, ids, *rest)
+        return real(model, ids, *rest, **named)
 
     monkeypatch.setattr(evaluation, "generate", third_fails)
     failed = run("eval", m0, data, where, out, "--batch-size", "2")

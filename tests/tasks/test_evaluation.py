@@ -69,7 +69,7 @@ def test_what_stands_behind_the_end_of_the_turn_is_not_graded(monkeypatch: pytes
     model = build_model(RECIPE, build_tokenizer()).eval()
     decoded = torch.tensor([[4, 2, 5, 6, 6, 0, 0, 0]])
     out = GenerationOutput(torch.cat((torch.tensor([[3]]), decoded), 1), torch.tensor([4]), decoded)
-    monkeypatch.setattr(evaluation, "generate", lambda *arguments: out)
+    monkeypatch.setattr(evaluation, "generate", lambda *arguments, **named: out)
     item = Item("gsm8k:1", "?", "18")
     result = evaluate(
         model, tokenizer, get_task("gsm8k"), [item], wino.GenerationConfig(max_new_tokens=8), prompts=[[3]]

@@ -242,7 +242,7 @@ def evaluate(
         for first in range(len(answers), len(items), batch_size):
             input_ids, attention_mask = pad_left(prompts[first : first + batch_size])
             began = time.perf_counter()
-            output = generate(model, input_ids, attention_mask, config)
+            output = generate(model, input_ids, attention_mask, config, tokenizer=tokenizer)
             seconds = (time.perf_counter() - began) / len(input_ids)
             texts, tokens = read_answers(tokenizer, output.sequences[:, input_ids.shape[1] :], ends)
             batch = [_Answer(*a, seconds) for a in zip(texts, tokens, output.steps.tolist(), strict=True)]
