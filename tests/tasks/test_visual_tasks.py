@@ -1,4 +1,4 @@
-"""The six multimodal tasks: rows as the data sets have them, pictures in every form, good and bad answers."""
+"""The tasks with pictures: rows as the data sets have them, pictures in every form, good and bad answers."""
 
 from __future__ import annotations
 
@@ -43,9 +43,11 @@ ROWS: dict[str, dict[str, Any]] = {
         "answer": "B",
         "question_type": "multiple-choice",
     },
+    "iconqa": {"question": "What is next?", "choices": "heart, star", "answer": "star", "ques_type": "choose_txt"},
     "scienceqa-img": {"question": "Which is north?", "choices": ["Ohio", "Utah"], "answer": 1, "hint": "Look."},
 }
 GOOD = {
+    "iconqa": ["\\boxed{B}", "\\boxed{star}", "The answer is B."],
     "flickr30k": ["a dog runs", "A brown dog is running."],
     "ai2d": ["\\boxed{B}", "The answer is B.", "B", "\\boxed{rabbit}", "<answer>B. rabbit</answer>", "I think B"],
     "math-vision": ["\\boxed{12}", "so \\boxed{12.0}", "x is 12", "\\boxed{\\frac{24}{2}}"],
@@ -54,6 +56,7 @@ GOOD = {
     "scienceqa-img": ["\\boxed{B}", "The answer is B", "\\boxed{Utah}"],
 }
 BAD = {
+    "iconqa": ["\\boxed{A}", "\\boxed{heart}", "", "neither"],
     "flickr30k": ["", "a cat"],
     "ai2d": ["", "\\boxed{A}", "A or B", "\\boxed{rab}", "\\boxed{}", "__import__('os')"],
     "math-vision": ["", "\\boxed{13}", "\\boxed{}", "twelve", "9" * 30_000],
@@ -195,3 +198,35 @@ def test_flickr_is_scored_by_cider(tmp_path: Path) -> None:
     items = task.load(path)
     right = task.scores(items, ["a dog runs", "two boats on a lake"])["cider"]
     assert right > task.scores(items, ["two boats on a lake", "a dog runs"])["cider"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "good", "bad"),
+    [
+        ({"query_image": 1, "question": "How many?", "choices": "", "answer": "7"}, "7", "\\boxed{7}", "\\boxed{8}"),
+        ({"query_image": 1, "question": "Q", "choices": ["3", "1", "2"], "answer": 1}, "B", "\\boxed{B}", "\\boxed{C}"),
+        ({"query_image": 1, "question": "Q", "choices": ["3", "1", "2"], "answer": "1"}, "B", "B", "C"),
+        ({"query_image": 1, "question": "Q", "choices": "['a, b', 'c']", "answer": "a, b"}, "A", "A", "\\boxed{c}"),
+        ({"images": [1], "problem": "<image>Q?\nA. red\nB. blue", "answer": "B"}, "B", "\\boxed{blue}", "\\boxed{red}"),
+        (
+            {"query_image": 1, "question": "Q", "choice_image_0": 1, "choice_image_1": 1, "answer": "choice_1.png"},
+            "B",
+            "\\boxed{picture 3}",
+            "\\boxed{picture 2}",
+        ),
+    ],
+)
+def test_iconqa_in_the_layouts_it_comes_in(
+    tmp_path: Path, row: dict[str, Any], answer: str, good: str, bad: str
+) -> None:
+    picture = base64.b64encode(png()).decode()
+    image = {"image": None, "images": [picture]}
+    filled = {name: image.get(name, picture) if "image" in name else value for name, value in row.items()}
+    path = tmp_path / "iconqa.jsonl"
+    path.write_text(json.dumps(filled) + "\n")
+    task = get_task("iconqa")
+    item = task.load(path)[0]
+    assert item.answer == answer and task.grade(item, good) and not task.grade(item, bad)
+    assert len(task.picture(item)) == sum("image" in name for name in row)
+    if "problem" in row:
+        assert item.prompt.splitlines()[:3] == ["Q?", "A. red", "B. blue"]

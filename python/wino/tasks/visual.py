@@ -1,4 +1,4 @@
-"""The six multimodal tasks of the WINO papers, for real MMaDA checkpoints: items come from published files.
+"""The six multimodal tasks of the WINO papers and IconQA, for real MMaDA checkpoints: items come from published files.
 
 Prompts ask for the answer in the form the graders read (docs/tasks.md). Settings are the papers': 256 tokens in blocks
 of 128 (64 in blocks of 64 for a caption), WINO thresholds 0.5 and 0.9 to take back.
@@ -200,6 +200,44 @@ class Mmmu(_ChoiceOrAnswer):
         return self._ask(question, str(row["answer"]), pictures)
 
 
+class IconQa(_ChoiceOrAnswer):
+    """Not of the papers' evaluations: WINO+ of MMaDA is trained on it."""
+
+    name, title = "iconqa", "IconQA, questions about abstract diagrams"
+    columns = ("image", "question", "answer")
+    aliases: ClassVar[dict[str, str]] = {"query_image": "image", "images": "image", "problem": "question"}
+
+    def item(self, row: dict[str, Any]) -> Item:
+        found, answer = row["image"], row["answer"]
+        pictures = list(found) if isinstance(found, list) else [found]
+        if not pictures:
+            raise ValueError("image: expected a picture, got none")
+        question, options = self._options(_MARK.sub("", str(row["question"])).strip(), row.get("choices"))
+        choices = [row[name] for k in range(len(_LETTERS)) if row.get(name := f"choice_image_{k}") is not None]
+        if choices:
+            options = [f"picture {len(pictures) + k}" for k in range(1, len(choices) + 1)]
+        if not options:
+            return self._ask(question, str(answer), pictures)
+        return self._choose(question, options, self._letter(answer, options), [*pictures, *choices])
+
+    def _options(self, question: str, choices: Any) -> tuple[str, list[str]]:
+        """Question and options: a list, one written out, "a, b", or lines "A. a" below the question."""
+        if isinstance(choices, str) and choices.strip() and not choices.strip().startswith("["):
+            return question, [choice.strip() for choice in choices.split(",")]
+        if choices is not None and not (isinstance(choices, str) and not choices.strip()):
+            return question, _listed(choices)
+        lines = [(line, re.match(r"\s*[A-Z]\.\s+(.*\S)", line)) for line in question.splitlines()]
+        return "\n".join(line for line, option in lines if not option).strip(), [m[1] for _, m in lines if m]
+
+    def _letter(self, answer: Any, options: list[str]) -> str:
+        """Of the answer: an option's words, a letter, a number from 0, or the file of a picture to choose."""
+        text = str(answer).strip()
+        if not isinstance(answer, int) and options.count(text) == 1:
+            return _LETTERS[options.index(text)]
+        number = re.fullmatch(r"(?:choice_)?(\d{1,2})(?:\.png)?", text)
+        return _LETTERS[int(number[1])] if number and int(number[1]) < len(options) else text
+
+
 def _file(picture: bytes, name: str) -> io.BytesIO:
     """An open file that errors call ``name``."""
     file = io.BytesIO(picture)
@@ -246,4 +284,4 @@ def _same(given: str, wanted: str, digits: int | None) -> bool:
     return found == number if digits is None else round(found, digits) == round(number, digits)
 
 
-VISUAL_TASKS: tuple[type[VisualTask], ...] = (Flickr30k, Ai2d, MathVision, MathVista, Mmmu, ScienceQa)
+VISUAL_TASKS: tuple[type[VisualTask], ...] = (Flickr30k, Ai2d, MathVision, MathVista, Mmmu, ScienceQa, IconQa)
