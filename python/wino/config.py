@@ -309,6 +309,11 @@ class GenerationConfig(transformers.GenerationConfig):
         if self.use_cache is False and self.cache != "none":
             raise ValueError(f"use_cache: False needs cache 'none', got cache {self.cache!r}")
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What a file holds: of transformers 4 also a setting whose value here is the default there, not ours."""
+        honoured = {name: getattr(self, name) for name in HONOURED if getattr(self, name) is not None}
+        return {**super().to_diff_dict(), "temperature": self.temperature, **honoured}
+
     @property
     def suppressed(self) -> list[int]:
         """Ids that are never drafted: ``suppress_tokens`` and ``bad_words_ids``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import transformers
@@ -72,9 +73,15 @@ _INSTEAD = {
 }
 
 
-def known_settings() -> set[str]:
+@cache
+def _defaults() -> dict[str, Any]:
+    return dict(vars(transformers.GenerationConfig()))
+
+
+@cache
+def known_settings() -> frozenset[str]:
     """Every attribute that the installed transformers gives a configuration."""
-    return {*vars(transformers.GenerationConfig()), *HONOURED, *CARRIED}
+    return frozenset((*_defaults(), *HONOURED, *CARRIED))
 
 
 def refuse_foreign(settings: dict[str, Any]) -> None:
@@ -86,7 +93,7 @@ def refuse_foreign(settings: dict[str, Any]) -> None:
     Raises:
         ValueError: names the setting, and what to do instead.
     """
-    defaults = vars(transformers.GenerationConfig())
+    defaults = _defaults()
     for name, value in settings.items():
         asks_nothing = value is None or value is False or value == [] or value == {}
         neutral = (defaults.get(name), *_NEUTRAL.get(name, ()))
