@@ -234,7 +234,7 @@ class Rule:
         self.tokens = torch.empty(batch, block, dtype=torch.int64, device=device)
         self.masked = torch.empty(batch, block, dtype=torch.bool, device=device)
         self.revocable, self.token_ids = torch.empty_like(self.masked), torch.empty_like(self.tokens)
-        self.confidence = torch.empty(batch, block, device=device)
+        self.confidence = torch.empty(batch, block, dtype=torch.float64, device=device)
         self.last = torch.empty(batch, dtype=torch.int32, device=device)
         self.threshold, self.threshold_back = torch.empty(batch, device=device), torch.empty(batch, device=device)
 

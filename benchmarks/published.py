@@ -65,7 +65,7 @@ class Step(NamedTuple):
     revocable: Tensor  # [B, K] bool
     last: Tensor  # [B] int32
     token_ids: Tensor  # [B, K] int64
-    confidence: Tensor  # [B, K] float32
+    confidence: Tensor  # [B, K] float64
 
 
 def make_step(batch: int, block: int = BLOCK) -> Step:
@@ -75,7 +75,7 @@ def make_step(batch: int, block: int = BLOCK) -> Step:
     tokens = torch.where(masked, MASK_ID, torch.randint(1000, (batch, block), generator=generator))
     token_ids = torch.where(masked, token_ids, tokens)
     last = torch.full((batch,), 12, dtype=torch.int32)
-    return Step(tokens, masked, ~masked, last, token_ids, torch.rand(batch, block, generator=generator))
+    return Step(tokens, masked, ~masked, last, token_ids, torch.rand(batch, block, generator=generator).double())
 
 
 class Published(PublishedBlock):
@@ -94,8 +94,8 @@ class Published(PublishedBlock):
         self.drafted = torch.zeros(1, length, dtype=torch.int64)
         self.drafted[0, self.block] = step.token_ids[row]
         self.probability = torch.zeros(1, length, dtype=torch.float64)
-        self.probability[0, self.block] = step.confidence[row].double()
-        self.probability[0, self.shadow] = step.confidence[row].double()
+        self.probability[0, self.block] = step.confidence[row]
+        self.probability[0, self.shadow] = step.confidence[row]
 
     def step(self) -> None:
         """From the scored logits to the next state; the scoring itself is not part of it."""

@@ -30,7 +30,7 @@ from wino_kernels.eager.trajectory_loss import trajectory_loss_backward as eager
 from wino_kernels.resources import GENERATION, LLADA, MMADA, PROMPT, Model
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "kernels.md"
-BF16, IDS, FLAG, FLOAT, INT32 = 2, 8, 1, 4, 4  # bytes an element
+BF16, IDS, FLAG, FLOAT, INT32, CONFIDENCE = 2, 8, 1, 4, 4, 8  # bytes an element
 BLOCKS, BATCHES = (32, 128), (1, 16)
 INNER = 3  # columns between the two products of LLaDA's feed-forward part, over its width
 
@@ -101,7 +101,7 @@ def score_tokens(rows: int, vocabulary: int, itemsize: int = BF16) -> Work:
     logits = rows * vocabulary
     return Work(
         read=logits * itemsize + rows * IDS,
-        written=rows * (IDS + FLOAT),
+        written=rows * (IDS + CONFIDENCE),
         vector=SCORING * logits,
         exponentials=logits,
     )
@@ -111,7 +111,7 @@ def linear_score_tokens(rows: int, hidden: int, vocabulary: int, itemsize: int =
     logits = rows * vocabulary
     return Work(
         read=(rows + vocabulary) * hidden * itemsize + rows * IDS,
-        written=rows * (IDS + FLOAT),
+        written=rows * (IDS + CONFIDENCE),
         matrix=2 * logits * hidden,
         vector=SCORING * logits,
         exponentials=logits,
@@ -126,21 +126,21 @@ def head(rows: int, hidden: int, vocabulary: int, itemsize: int = BF16) -> Work:
 
 def accept_remask_(batch: int, block: int) -> Work:
     state = batch * (block * (IDS + 2 * FLAG) + INT32)  # tokens, masked, revocable; last_accepted
-    draft = batch * block * (IDS + FLOAT)
+    draft = batch * block * (IDS + CONFIDENCE)
     # A rank counts, among the block, who goes before: compared and added, once to accept and once to re-mask.
     return Work(read=state + draft, written=state + 3 * batch * INT32, vector=2 * 2 * batch * block * block)
 
 
 def accept_(batch: int, block: int) -> Work:
     state = batch * block * (IDS + FLAG)
-    draft = batch * block * (IDS + FLOAT)
+    draft = batch * block * (IDS + CONFIDENCE)
     return Work(read=state + draft, written=state + 2 * batch * INT32, vector=2 * batch * block * block)
 
 
 def wino_step_(batch: int, block: int, vocabulary: int, itemsize: int = BF16) -> Work:
     """Scores go from one half to the other inside the launch: neither candidates nor drafts are in memory."""
     scored = score_tokens(batch * block, vocabulary, itemsize)
-    step, draft = accept_remask_(batch, block), batch * block * (IDS + FLOAT)
+    step, draft = accept_remask_(batch, block), batch * block * (IDS + CONFIDENCE)
     return Work(
         read=scored.read - batch * block * IDS + step.read - draft,
         written=step.written,
@@ -361,7 +361,7 @@ def _common_rows(batch: int, block: int) -> Iterator[Row]:
     yield Row("accept_remask_", *label, accept_remask_(batch, block), instead)
 
     tokens, masked = _meta(batch, block, dtype=torch.int64), _meta(batch, block, dtype=torch.bool)
-    confidence, threshold = _meta(batch, block, dtype=torch.float32), torch.tensor(0.9)
+    confidence, threshold = _meta(batch, block, dtype=torch.float64), torch.tensor(0.9)
     ranks = traffic(lambda: eager_accept(tokens, masked, tokens, confidence, threshold))
     yield Row("accept_", *label, accept_(batch, block), {"ranks as a (K, K) tensor": ranks})
 

@@ -85,7 +85,7 @@ void score_tokens(Address logits, int dtype, int64_t outer, int64_t inner, int64
                               temperature_stride, seed, threads);
   args.candidate_ids = at<const int64_t>(candidate_ids);
   args.token_ids = at<int64_t>(token_ids);
-  args.confidence = at<float>(confidence);
+  args.confidence = at<double>(confidence);
   kernels().score_tokens(args);
 }
 
@@ -98,7 +98,7 @@ void accept_remask(int64_t B, int64_t K, Address tokens, int64_t tokens_stride, 
   BlockArgs block = block_args(B, K, tokens, tokens_stride, masked, masked_stride, accepted, remasked, status, threads);
   block.token_ids = at<const int64_t>(token_ids);
   block.token_ids_stride = token_ids_stride;
-  block.confidence = at<const float>(confidence);
+  block.confidence = at<const double>(confidence);
   block.confidence_stride = confidence_stride;
   kernels().accept_remask(accept_remask_args(block, revocable, revocable_stride, last, last_stride, mask_id, threshold,
                                              threshold_stride, threshold_back, threshold_back_stride, numerator,
@@ -112,7 +112,7 @@ void accept(int64_t B, int64_t K, Address tokens, int64_t tokens_stride, Address
   BlockArgs block = block_args(B, K, tokens, tokens_stride, masked, masked_stride, accepted, 0, status, threads);
   block.token_ids = at<const int64_t>(token_ids);
   block.token_ids_stride = token_ids_stride;
-  block.confidence = at<const float>(confidence);
+  block.confidence = at<const double>(confidence);
   block.confidence_stride = confidence_stride;
   kernels().accept(
       {block, at<const float>(threshold), threshold_stride, at<const void>(count), count_stride, count_is_int64});
@@ -201,7 +201,7 @@ void linear_score_tokens(int dtype, int round_to, int64_t rows, int64_t row_stri
                       {at<const float>(temperature), temperature_stride},
                       at<const int64_t>(seed),
                       at<int64_t>(token_ids),
-                      at<float>(confidence),
+                      at<double>(confidence),
                       threads};
   const Kernels& chosen = kernels();
   chosen.linear_score_tokens(args, Scratch(chosen.linear_score_tokens_bytes(args)).begin());

@@ -15,8 +15,8 @@ using dlpack::DataType;
 using dlpack::Tensor;
 
 constexpr DataType kInt64{dlpack::kInt, 64, 1}, kInt32{dlpack::kInt, 32, 1}, kFloat32{dlpack::kFloat, 32, 1},
-    kBFloat16{dlpack::kBfloat, 16, 1}, kFloat16{dlpack::kFloat, 16, 1}, kUint8{dlpack::kUint, 8, 1},
-    kBool{dlpack::kBool, 8, 1};
+    kFloat64{dlpack::kFloat, 64, 1}, kBFloat16{dlpack::kBfloat, 16, 1}, kFloat16{dlpack::kFloat, 16, 1},
+    kUint8{dlpack::kUint, 8, 1}, kBool{dlpack::kBool, 8, 1};
 
 bool same(DataType a, DataType b);
 

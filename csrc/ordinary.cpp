@@ -73,7 +73,7 @@ object accept_remask(const object& tokens, const object& masked, const object& r
   const int64_t B = x.shape[0], K = x.shape[1];
   const auto is_block = [&](const Tensor& tensor) { return has_shape(tensor, {B, K}); };
   const bool dense = view(masked, kBool, &m) && is_block(m) && view(revocable, kBool, &u) && is_block(u) &&
-                     view(token_ids, kInt64, &t) && is_block(t) && view(confidence, kFloat32, &c) && is_block(c) &&
+                     view(token_ids, kInt64, &t) && is_block(t) && view(confidence, kFloat64, &c) && is_block(c) &&
                      view(last, kInt32, &l) && has_shape(l, {B}) && view_per_row(threshold, kFloat32, l, &accept) &&
                      view_per_row(threshold_back, kFloat32, l, &back);
   const bool valid = mask_id >= 0 && 0 <= numerator && numerator <= denominator && min_accept >= 0 && max_accept >= 1;
@@ -82,7 +82,7 @@ object accept_remask(const object& tokens, const object& masked, const object& r
   Counters::Owned accepted = Counters::make(B), remasked = Counters::make(B), status = Counters::make(B);
   {
     const py::gil_scoped_release release;
-    cpu::kernels().accept_remask({{B, K, data<int64_t>(x), K, data<bool>(m), K, data<int64_t>(t), K, data<float>(c), K,
+    cpu::kernels().accept_remask({{B, K, data<int64_t>(x), K, data<bool>(m), K, data<int64_t>(t), K, data<double>(c), K,
                                    accepted->values, remasked->values, status->values, threads},
                                   data<bool>(u),
                                   K,
@@ -118,7 +118,7 @@ bool linear_score_tokens(const object& hidden, const object& weight, const objec
       (bias.is_none() || view_rows(bias, in.dtype, {V}, &added)) && draws == !seed.is_none() &&
       (!draws ||
        (view_per_row(temperature, kFloat32, candidates, &heat) && view(seed, kInt64, &seeds) && is_per_row(seeds))) &&
-      view(token_ids, kInt64, &ids) && is_per_row(ids) && view(confidence, kFloat32, &sure) && is_per_row(sure);
+      view(token_ids, kInt64, &ids) && is_per_row(ids) && view(confidence, kFloat64, &sure) && is_per_row(sure);
   if (!valid) return false;
   const cpu::HeadArgs args{number_of(in.dtype),
                            round_to < 0 ? number_of(in.dtype) : round_to,
@@ -130,7 +130,7 @@ bool linear_score_tokens(const object& hidden, const object& weight, const objec
                            {data<float>(heat), heat.ndim > 0 ? 1 : 0},
                            data<int64_t>(seeds),
                            data<int64_t>(ids),
-                           data<float>(sure),
+                           data<double>(sure),
                            threads};
   const py::gil_scoped_release release;
   const cpu::Kernels& chosen = cpu::kernels();

@@ -20,21 +20,33 @@ import torch
 
 @dataclass
 class ReferenceDecode:
-    """``accepted_at``: step at which each generated position got its final token, -1 if given. ``margin``: as above."""
+    """``accepted_at``: step at which each generated position got its final token, -1 if given. ``margin``: as above.
+
+    ``value_margin`` leaves ranks out; ``rank_margin`` is theirs, relative to what confidences lack to 1 or 0, in which
+    saturated ones differ. A gap that a float64 near 1 hardly holds counts as none.
+    """
 
     tokens: list[int]
     accepted_at: list[int]
     steps: int = 0
     branches: Counter[str] = field(default_factory=Counter)
     margin: float = math.inf
+    value_margin: float = math.inf
+    rank_margin: float = math.inf
 
     def note_margin(self, *distances: float) -> None:
         self.margin = min(self.margin, *distances, math.inf)
+        self.value_margin = min(self.value_margin, *distances, math.inf)
 
     def note_rank_gap(self, values: list[float], count: int) -> None:
         """The choice of the first ``count`` of ``values`` (best first) hangs on the gap behind the last of them."""
         if 0 < count < len(values):
-            self.note_margin(abs(values[count - 1] - values[count]))
+            last, next_one = values[count - 1 : count + 1]
+            gap = abs(last - next_one)
+            self.margin = min(self.margin, gap)
+            scale = max(min(last, 1 - last), min(next_one, 1 - next_one))
+            held = gap > (1e-15 if next_one > 0.5 else 0)
+            self.rank_margin = min(self.rank_margin, gap / scale if held else 0.0)
 
 
 def visibility(num_real: int, block_start: int, num_shadow: int) -> torch.Tensor:
@@ -114,6 +126,7 @@ def _accept(
     best_first = sorted(masked, key=lambda i: (-confidence[i], i))
     chosen = {i for i in masked if confidence[i] > threshold}
     out.note_margin(*(abs(confidence[i] - threshold) for i in masked))
+    out.branches["saturated"] += sum(value > 1 - 1e-7 for value in confidence.values()) > 30
     if len(chosen) > limit:
         out.branches["capped"] += 1
         chosen = set(best_first[:limit])

@@ -39,7 +39,7 @@ def block_state(batch: int, block: int) -> tuple[Tensor, ...]:
 
 
 def draft(batch: int, block: int) -> tuple[Tensor, Tensor]:
-    return torch.randint(9, (batch, block)), torch.rand(batch, block)
+    return torch.randint(9, (batch, block)), torch.rand(batch, block, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

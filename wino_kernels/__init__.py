@@ -64,9 +64,10 @@ def score_tokens(
 
     Returns:
         ``token_ids`` ``(...)`` int64: the drafted or the given token, ``-2`` for skipped rows.
-        ``confidence`` ``(...)`` float32: its probability under ``softmax(logits)``, without temperature and noise; 0
-        for skipped rows; NaN if the row holds NaN or +inf or nothing finite (a draft is then token 0), for a candidate
-        that is neither a token, -1 nor -2, and for a draft whose temperature is negative or not finite.
+        ``confidence`` ``(...)`` float64, so that sure ones differ: its probability under ``softmax(logits)``, without
+        temperature and noise; 0 for skipped rows; NaN if the row holds NaN or +inf or nothing finite (a draft is then
+        token 0), for a candidate that is neither a token, -1 nor -2, and for a draft whose temperature is negative or
+        not finite.
 
     Not differentiable.
     """
@@ -88,7 +89,7 @@ def draft_confidence(
 
 
 def verify_confidence(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """``score_tokens`` with every row given: the probability of ``token_ids`` ``(...)``, float32.
+    """``score_tokens`` with every row given: the probability of ``token_ids`` ``(...)``, float64.
 
     docs/spec.md section 6.
 
@@ -120,7 +121,7 @@ def linear_score_tokens(
             head does; ``torch.float32`` keeps the accumulator's precision.
 
     Returns:
-        ``token_ids`` ``(...)`` int64 and ``confidence`` ``(...)`` float32, as ``score_tokens`` gives them.
+        ``token_ids`` ``(...)`` int64 and ``confidence`` ``(...)`` float64, as ``score_tokens`` gives them.
 
     Not differentiable.
     """
@@ -163,7 +164,8 @@ def accept_remask_(
         masked: ``(B, K)`` bool, written. Positions still to be filled.
         revocable: ``(B, K)`` bool, written. Positions that a re-mask may reopen; disjoint from ``masked``.
         token_ids: ``(B, K)`` int64. The drafted tokens; read at masked positions.
-        confidence: ``(B, K)`` float32. Of the draft at masked positions, of the verification at revocable ones.
+        confidence: ``(B, K)`` float64, or float32. Of the draft at masked positions, of the verification at revocable
+            ones. Ranked as it is, compared with the thresholds as float32.
         last_accepted: ``(B,)`` int32, written. Number accepted by the block's previous step; 30 at its start.
         mask_id: token id of ``[MASK]``, written where a token is taken back.
         threshold: per sequence, float32 in [0, 1]: drafts above it are accepted (the surest one always).
@@ -214,7 +216,8 @@ def accept_(
         tokens: ``(B, K)`` int64, written. The in-place tensors have unit stride in K and any stride between rows.
         masked: ``(B, K)`` bool, written.
         token_ids: ``(B, K)`` int64, the drafted tokens; read at masked positions.
-        confidence: ``(B, K)`` float32, of the drafts; read at masked positions.
+        confidence: ``(B, K)`` float64, or float32, of the drafts; read at masked positions. Ranked as it is, compared
+            with the threshold as float32.
         threshold: per sequence, float32 in [0, 1]: accept confidence >= threshold, always at least the largest.
         count: per sequence, int32 or int64, >= 0: accept this many of the largest (all if fewer are masked). Exactly
             one of ``threshold`` and ``count`` is given. Equal confidences: the lowest position first.

@@ -22,6 +22,7 @@ _INT32 = (torch.int32,)
 _UINT8 = (torch.uint8,)
 _BOOL = (torch.bool,)
 _FLOAT32 = (torch.float32,)
+_CONFIDENCE_DTYPES = (torch.float64, torch.float32)
 _COUNT_DTYPES = (torch.int32, torch.int64)
 _CPU = torch.device("cpu")
 _LARGEST_VOCABULARY = 2**31 - 1
@@ -147,7 +148,7 @@ def _check_revocable(op: str, tokens: Tensor, revocable: Tensor, last_accepted: 
 
 def _check_draft(op: str, tokens: Tensor, token_ids: Tensor, confidence: Tensor) -> None:
     _expect(op, "token_ids", token_ids, _INT64, tokens.shape, tokens.device)
-    _expect(op, "confidence", confidence, _FLOAT32, tokens.shape, tokens.device)
+    _expect(op, "confidence", confidence, _CONFIDENCE_DTYPES, tokens.shape, tokens.device)
 
 
 def _check_distinct(op: str, masked: Tensor, revocable: Tensor) -> None:
@@ -527,7 +528,7 @@ def _accept_remask_(
         masked,
         revocable,
         _dense(token_ids),
-        _dense(confidence),
+        _dense(confidence.double()),
         last_accepted,
         mask_id,
         _dense(threshold),
@@ -553,7 +554,7 @@ def _accept_(
     _check_either(tokens, threshold, count)
     kernel = implementation("accept_", tokens.device.type)
     return kernel(
-        tokens, masked, _dense(token_ids), _dense(confidence), _dense_or_none(threshold), _dense_or_none(count)
+        tokens, masked, _dense(token_ids), _dense(confidence.double()), _dense_or_none(threshold), _dense_or_none(count)
     )
 
 
@@ -694,7 +695,7 @@ def _trajectory_loss_backward(
 
 def _scores_like(candidate_ids: Tensor) -> tuple[Tensor, Tensor]:
     shape = candidate_ids.shape
-    return candidate_ids.new_empty(shape), candidate_ids.new_empty(shape, dtype=torch.float32)
+    return candidate_ids.new_empty(shape), candidate_ids.new_empty(shape, dtype=torch.float64)
 
 
 def _counters_like(tokens: Tensor, number: int) -> tuple[Tensor, ...]:

@@ -169,13 +169,13 @@ def _block(length: int, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _accept_remask(length: int) -> tuple[Any, ...]:
-    draft = _ids(1, length), _meta(1, length, dtype=torch.float32)
+    draft = _ids(1, length), _meta(1, length, dtype=torch.float64)
     return *_block(length), *draft, _meta(1, dtype=torch.int32), *_rule()
 
 
 def _accept(length: int, threshold: Tensor | None = None, count: Tensor | None = None) -> tuple[Any, ...]:
     tokens, masked, _ = _block(length)
-    return tokens, masked, _ids(1, length), _meta(1, length, dtype=torch.float32), threshold, count
+    return tokens, masked, _ids(1, length), _meta(1, length, dtype=torch.float64), threshold, count
 
 
 def _step(dtype: torch.dtype, noise: bool = False) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ int64_t count_of(const AcceptArgs& a, int64_t b) {
   return a.count_is_int64 ? static_cast<const int64_t*>(a.count)[at] : static_cast<const int32_t*>(a.count)[at];
 }
 
-void accept_one(const void* operator_args, int64_t b, uint32_t* keys) {
+void accept_one(const void* operator_args, int64_t b, uint64_t* keys) {
   const AcceptArgs& a = *static_cast<const AcceptArgs*>(operator_args);
   const BlockArgs& s = a.block;
   const BlockState state{s.tokens + b * s.tokens_stride, flags(s.masked + b * s.masked_stride), nullptr, nullptr};

@@ -7,7 +7,7 @@ WINO_CPU_BEGIN
 
 namespace {
 
-void accept_remask_one(const void* operator_args, int64_t b, uint32_t* keys) {
+void accept_remask_one(const void* operator_args, int64_t b, uint64_t* keys) {
   const AcceptRemaskArgs& a = *static_cast<const AcceptRemaskArgs*>(operator_args);
   const BlockArgs& s = a.block;
   const BlockState state{s.tokens + b * s.tokens_stride, flags(s.masked + b * s.masked_stride),

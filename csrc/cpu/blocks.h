@@ -15,7 +15,7 @@ constexpr int64_t kStackPositions = 1024;
 // Positions below which another thread costs more than it brings (about 20 us of work).
 constexpr int64_t kPositionsPerThread = 16384;
 
-using BlockRule = void (*)(const void* args, int64_t b, uint32_t* keys);
+using BlockRule = void (*)(const void* args, int64_t b, uint64_t* keys);
 
 struct BlockTasks {
   const BlockArgs* block;
@@ -29,8 +29,8 @@ WINO_HD uint8_t* flags(bool* p) { return reinterpret_cast<uint8_t*>(p); }
 void run_blocks(void* context) {
   BlockTasks& tasks = *static_cast<BlockTasks*>(context);
   const int64_t K = tasks.block->K;
-  uint32_t stack[2 * kStackPositions];
-  uint32_t* keys = K <= kStackPositions ? stack : static_cast<uint32_t*>(malloc(2 * sizeof(uint32_t) * K));
+  uint64_t stack[2 * kStackPositions];
+  uint64_t* keys = K <= kStackPositions ? stack : static_cast<uint64_t*>(malloc(2 * sizeof(uint64_t) * K));
   for (int64_t b; tasks.queue.take(&b);) tasks.rule(tasks.args, b, keys);
   if (keys != stack) free(keys);
 }

@@ -24,7 +24,7 @@ struct ScoreArgs {
   Temperature temperature;
   const int64_t* seed;  // [outer * inner], read only where the temperature is above 0
   int64_t* token_ids;   // [outer * inner]
-  float* confidence;    // [outer * inner]
+  double* confidence;   // [outer * inner]
   int threads;
 };
 
@@ -36,7 +36,7 @@ struct BlockArgs {
   int64_t masked_stride;
   const int64_t* token_ids;
   int64_t token_ids_stride;
-  const float* confidence;
+  const double* confidence;
   int64_t confidence_stride;
   int32_t *accepted, *remasked, *status;  // [B]; remasked is not used by accept
   int threads;
@@ -104,7 +104,7 @@ struct HeadArgs {
   Temperature temperature;
   const int64_t* seed;  // [rows], read only where the temperature is above 0
   int64_t* token_ids;   // [rows]
-  float* confidence;    // [rows]
+  double* confidence;   // [rows]
   int threads;
 };
 

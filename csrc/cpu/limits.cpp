@@ -28,7 +28,7 @@ void exponentiate(void* context) {
   for (int64_t i = 0; i < 2 * kBlock; ++i) block[i] = static_cast<float>(i % 16);
   double sum = 0.0;
   for (int64_t task; shared.queue.take(&task);)
-    sum += block_exp_sum(block, kBlock, static_cast<float>(16 + task % 2)).sum;
+    sum += total(block_exp_sum(block, kBlock, static_cast<float>(16 + task % 2)).sum);
   drain(shared, static_cast<float>(sum));
 }
 

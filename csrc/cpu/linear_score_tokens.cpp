@@ -23,7 +23,7 @@ constexpr int64_t kMostGathered = 4 << 20;  // bytes of rows
 
 // Partial result of a row: of one stretch of columns.
 struct Score {
-  double sum;
+  double rest;
   int64_t best_id;
   float max, best, given, best_logit;
 };
@@ -121,12 +121,12 @@ WINO_HD void finish_logits(const HeadArgs& a, int64_t first_id, int64_t n, int64
 WINO_HD void fold(const HeadArgs& a, int64_t r, int64_t first_id, const float* x, int64_t n, Score& score) {
   const int64_t candidate = a.candidate_ids[r];
   const Draw draw = draw_of(a.temperature, a.seed, r);
-  RowState row{{score.max, score.sum}, {score.best, score.best_id}};
+  RowState row{{score.max, score.rest}, {score.best, score.best_id}};
   reduce_stretch(x, n, first_id, candidate == kDraft ? &draw : nullptr, row);
   if (row.best.id != score.best_id) score.best_logit = x[row.best.id - first_id];
   if (candidate >= first_id && candidate < first_id + n) score.given = x[candidate - first_id];
   if (candidate == kDraft && first_id == 0) score.given = x[0];  // drawn if all noise is -inf
-  score = {row.softmax.sum, row.best.id, row.softmax.max, row.best.value, score.given, score.best_logit};
+  score = {row.softmax.rest, row.best.id, row.softmax.max, row.best.value, score.given, score.best_logit};
 }
 
 // A part of a panel: numbers of some rows of the weight.
@@ -220,12 +220,12 @@ void finish_row(const Shared<T>& shared, int64_t i) {
   const HeadArgs& a = shared.args;
   const int64_t r = shared.wanted[i], candidate = a.candidate_ids[r];
   const Score& first = shared.scores[i];
-  ExpSum softmax{first.max, first.sum};
+  ExpSum softmax{first.max, first.rest};
   Best best{first.best, first.best_id};
   float best_logit = first.best_logit, given = first.given;
   for (int64_t stretch = 1; stretch < shared.layout.stretches; ++stretch) {
     const Score& part = shared.scores[stretch * shared.rows + i];
-    softmax = merge(softmax, {part.max, part.sum});
+    softmax = merge(softmax, {part.max, part.rest});
     if (part.given == part.given) given = part.given;
     const Best challenger{part.best, part.best_id};
     if (challenger.id < 0 || (best.id >= 0 && !beats(challenger, best))) continue;
@@ -233,7 +233,7 @@ void finish_row(const Shared<T>& shared, int64_t i) {
     best_logit = part.best_logit;
   }
   const bool draws = candidate == kDraft && best.id >= 0;
-  const float confidence = probability(draws ? best_logit : given, softmax);
+  const double confidence = probability(draws ? best_logit : given, softmax);
   a.confidence[r] = confidence;
   a.token_ids[r] = candidate != kDraft ? candidate : draws && confidence == confidence ? best.id : 0;
 }
@@ -287,7 +287,7 @@ int64_t choose_rows(const HeadArgs& a, int64_t most, int64_t* next, int64_t* wan
       continue;
     }
     a.token_ids[r] = drafts ? 0 : candidate;
-    a.confidence[r] = candidate == kSkip ? 0.0f : NAN;
+    a.confidence[r] = candidate == kSkip ? 0.0 : NAN;
   }
   return count;
 }

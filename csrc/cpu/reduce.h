@@ -39,21 +39,30 @@ WINO_HD float block_max(const T* x, int64_t n) {
   return Vec::largest(Vec::max(Vec::max(m[0], m[1]), Vec::max(m[2], m[3])));
 }
 
-struct BlockSum {
-  double sum;  // of exp(x - reference); NaN when an x is NaN
-  float max;   // over the numbers that are not NaN
+// Of each of the four vectors that a step over the block is made of: sum of exp(x - reference), NaN when an x is NaN,
+// and the maximum over the numbers that are not NaN.
+struct BlockSums {
+  Vec::F sum[4], max[4];
 };
+
+WINO_HD double total(const Vec::F (&sum)[4]) {
+  return reduce_add(Vec::add(Vec::add(sum[0], sum[1]), Vec::add(sum[2], sum[3])));
+}
+
+WINO_HD float largest(const Vec::F (&max)[4]) {
+  return Vec::largest(Vec::max(Vec::max(max[0], max[1]), Vec::max(max[2], max[3])));
+}
 
 // Meanwhile the block behind this one is fetched into L1. Equal terms round alike, so errors add up along a chain of
 // additions: two levels keep both chains short.
 template <typename T>
-WINO_HD BlockSum block_exp_sum(const T* x, int64_t n, float reference) {
+WINO_HD BlockSums block_exp_sum(const T* x, int64_t n, float reference) {
   constexpr int64_t step = 4 * Vec::N, stretch = 8 * step;
   const Vec::F ref = Vec::splat(reference);
-  Vec::F total[4], m[4];
+  BlockSums block;
   for (int k = 0; k < 4; ++k) {
-    total[k] = Vec::splat(0.0f);
-    m[k] = Vec::splat(-INFINITY);
+    block.sum[k] = Vec::splat(0.0f);
+    block.max[k] = Vec::splat(-INFINITY);
   }
   for (int64_t begin = 0; begin < n; begin += stretch) {
     const int64_t end = n - begin < stretch ? n : begin + stretch;
@@ -66,14 +75,13 @@ WINO_HD BlockSum block_exp_sum(const T* x, int64_t n, float reference) {
       Vec::F v[4];
       for (int k = 0; k < 4; k += 2) Vec::load_any_order(x + i + k * Vec::N, v + k);
       for (int k = 0; k < 4; ++k) {
-        m[k] = Vec::max(v[k], m[k]);
+        block.max[k] = Vec::max(v[k], block.max[k]);
         s[k] = Vec::add(s[k], exp_clamped(Vec::sub(v[k], ref)));
       }
     }
-    for (int k = 0; k < 4; ++k) total[k] = Vec::add(total[k], s[k]);
+    for (int k = 0; k < 4; ++k) block.sum[k] = Vec::add(block.sum[k], s[k]);
   }
-  return {reduce_add(Vec::add(Vec::add(total[0], total[1]), Vec::add(total[2], total[3]))),
-          Vec::largest(Vec::max(Vec::max(m[0], m[1]), Vec::max(m[2], m[3])))};
+  return block;
 }
 
 template <typename T>
@@ -84,6 +92,31 @@ WINO_HD int64_t first_equal(const T* x, int64_t n, float value) {
     if (hits != 0) return i + __builtin_ctz(hits);
   }
   return -1;
+}
+
+// The block's sum without its largest logit, which no other one equals: that of the lanes it is not in, and, added up
+// anew, that of the others in its lane, which lie whole steps from it.
+template <typename T>
+static __attribute__((noinline)) double sum_of_others(const T* x, int64_t n, float reference, float max,
+                                                      BlockSums block) {
+  constexpr int64_t step = 4 * Vec::N;
+  float sum[step], lane_max[step], others[kBlock / step + Vec::N];
+  for (int k = 0; k < 4; ++k) {
+    Vec::store(sum + k * Vec::N, block.sum[k]);
+    Vec::store(lane_max + k * Vec::N, block.max[k]);
+  }
+  for (int64_t i = 0; i < step; ++i) sum[i] = lane_max[i] == max ? 0.0f : sum[i];
+  for (int k = 0; k < 4; ++k) block.sum[k] = Vec::load(sum + k * Vec::N);
+
+  const int64_t at = first_equal(x, n, max);
+  int64_t count = 0;
+  for (int64_t i = at % step; i < n; i += step) others[count++] = i == at ? -INFINITY : to_float(x[i]);
+  for (int k = 0; k < Vec::N; ++k) others[count + k] = -INFINITY;
+  Vec::F lane = Vec::splat(0.0f);
+  for (int64_t i = 0; i < count; i += Vec::N) {
+    lane = Vec::add(lane, exp_clamped(Vec::sub(Vec::load(others + i), Vec::splat(reference))));
+  }
+  return total(block.sum) + reduce_add(lane);
 }
 
 WINO_HD void offer(Best& best, float logit, int64_t id, uint32_t word, float temperature) {
@@ -131,27 +164,42 @@ WINO_HD void block_sample(const T* x, int64_t n, int64_t id, const Draw& draw, f
 // How far a logit may rise above the reference before the sum is taken again with a higher one.
 constexpr float kHeadroom = 16.0f;
 
-// n is a multiple of 4 N; id is the vocabulary index of x[0]. The reference of the blocks so far serves this one too,
-// so that maximum and sum take one pass; it is a number near the row's maximum, and needs not be the maximum.
+// n is a multiple of 4 N; id is the vocabulary index of x[0]. The largest logit of the blocks so far is the reference
+// of this one too, so that maximum and sum take one pass.
 template <typename T>
 WINO_HD void reduce_block(const T* x, int64_t n, int64_t id, const Draw* draw, RowState& row) {
   float reference = row.softmax.max == -INFINITY ? block_max(x, n) : row.softmax.max;
   // With only -inf so far, 0 stands in: exp(-inf) is nothing, and a NaN still shows.
-  BlockSum block = block_exp_sum(x, n, reference == -INFINITY ? 0.0f : reference);
-  if (block.max > reference + kHeadroom) {
-    reference = block.max;
+  BlockSums block = block_exp_sum(x, n, reference == -INFINITY ? 0.0f : reference);
+  const float max = largest(block.max);
+  if (max > reference + kHeadroom) {
+    reference = max;
     block = block_exp_sum(x, n, reference);
   }
-  const ExpSum own{reference, block.sum};
-  row.softmax = row.softmax.max == -INFINITY && row.softmax.sum == 0.0 ? own : merge(row.softmax, own);
+  const double sum = total(block.sum);
+  if (max <= row.softmax.max) {
+    row.softmax.rest += sum;
+  } else {
+    const double largest_term = max == reference ? 1.0 : exp(static_cast<double>(max) - reference);
+    double rest = sum - largest_term;
+    // What is left of a sum that is mostly its largest term is that term's rounding.
+    if (rest < 0.5 * largest_term) rest = sum_of_others(x, n, reference, max, block);
+    if (reference == row.softmax.max) {
+      row.softmax = {max, (row.softmax.rest + 1.0 + rest) / largest_term};
+    } else if (row.softmax.max == -INFINITY) {
+      row.softmax = {max, row.softmax.rest * 0.0 + rest};  // NaN stays
+    } else {
+      row.softmax = merge(row.softmax, {max, rest});
+    }
+  }
 
   if (draw == nullptr) return;
   if (draw->temperature > 0.0f) {
-    if (block.max + draw->temperature * kGumbelMax >= row.best.value) {
-      block_sample(x, n, id, *draw, block.max, row.best);
+    if (max + draw->temperature * kGumbelMax >= row.best.value) {
+      block_sample(x, n, id, *draw, max, row.best);
     }
-  } else if (block.max > row.best.value) {
-    row.best = {block.max, id + first_equal(x, n, block.max)};
+  } else if (max > row.best.value) {
+    row.best = {max, id + first_equal(x, n, max)};
   }
 }
 

@@ -37,7 +37,7 @@ bool needs_logits(const ScoreArgs& a, const Row& row) {
 
 void finish_without_logits(const ScoreArgs& a, const Row& row) {
   a.token_ids[row.index] = row.candidate == kDraft ? 0 : row.candidate;
-  a.confidence[row.index] = row.candidate == kSkip ? 0.0f : NAN;
+  a.confidence[row.index] = row.candidate == kSkip ? 0.0 : NAN;
 }
 
 template <typename T>
@@ -46,7 +46,7 @@ void finish(const ScoreArgs& a, const Row& row, const RowState& state) {
   const int64_t drafted = state.best.id < 0 ? 0 : state.best.id;
   const int64_t token = row.candidate == kDraft ? drafted : row.candidate;
   const float logit = to_float((static_cast<const T*>(a.logits) + row.offset)[token]);
-  const float confidence = probability(logit, state.softmax);
+  const double confidence = probability(logit, state.softmax);
   a.confidence[row.index] = confidence;
   a.token_ids[row.index] = row.candidate == kDraft && confidence != confidence ? 0 : token;
 }

@@ -29,7 +29,7 @@ void wino_step(const AcceptRemaskArgs& args, const ScoreArgs& score, int64_t* sc
   ScoreArgs scored = score;
   scored.candidate_ids = candidate_ids;
   scored.token_ids = candidate_ids + rows;
-  scored.confidence = reinterpret_cast<float*>(candidate_ids + 2 * rows);
+  scored.confidence = reinterpret_cast<double*>(candidate_ids + 2 * rows);
   choose_candidates(args, candidate_ids);
   score_tokens(scored);
 

@@ -44,7 +44,7 @@ BlockArgs block_of(int64_t B, int64_t K, Address tokens, int64_t tokens_stride, 
           at<uint8_t>(masked),
           masked_stride,
           at<const int64_t>(token_ids),
-          at<const float>(confidence),
+          at<const double>(confidence),
           at<int32_t>(accepted),
           at<int32_t>(remasked),
           at<int32_t>(status)};
@@ -57,7 +57,7 @@ void score_tokens(Address logits, int dtype, int64_t outer, int64_t inner, int64
   args.logits = logits_of(logits, outer, inner, V, outer_stride, inner_stride, temperatures, temperature, seed);
   args.candidate_ids = at<const int64_t>(candidate_ids);
   args.token_ids = at<int64_t>(token_ids);
-  args.confidence = at<float>(confidence);
+  args.confidence = at<double>(confidence);
   check("score_tokens",
         cuda::score_tokens(args, dtype, {at<float>(scratch), at<uint32_t>(counters)}, at<CUstream_st>(stream)));
 }

@@ -24,7 +24,7 @@ struct PerRow {
 
 // What one chunk of a row's vocabulary comes to.
 struct Partial {
-  double sum;       // of exp(logit - max)
+  double rest;      // as in ExpSum
   int64_t best_id;  // -1: no finite logit
   float max, best;
 };
@@ -47,7 +47,7 @@ struct ScoreArgs {
   Logits logits;
   const int64_t* candidate_ids;  // [outer * inner]
   int64_t* token_ids;            // [outer * inner]
-  float* confidence;             // [outer * inner]
+  double* confidence;            // [outer * inner]
   Partial* partial;              // [outer * inner, chunks]
   uint32_t* arrived;             // [outer * inner]: chunks of the row that are done
 };
@@ -59,7 +59,7 @@ struct BlockArgs {
   uint8_t* masked;
   int64_t masked_stride;
   const int64_t* token_ids;               // [B, K]
-  const float* confidence;                // [B, K]
+  const double* confidence;               // [B, K]
   int32_t *accepted, *remasked, *status;  // [B]; remasked is not used by accept
 };
 

@@ -14,10 +14,23 @@ struct Tally {
   uint32_t masked, masked_past, masked_nan, revocable_past, revocable_nan;
 };
 
+// Where a position stands in the order in which positions are taken: the larger key, then the lower position, first.
+struct Place {
+  uint64_t key;
+  int64_t position;
+};
+
+__device__ __forceinline__ bool before(const Place& a, const Place& b) {
+  return a.key > b.key || (a.key == b.key && a.position < b.position);
+}
+
+// Before this lie the positions whose keys are above `cut`.
+__device__ __forceinline__ Place place_of_cut(uint64_t cut) { return {cut, -1}; }
+
 struct RuleShared {
   Tally of_warp[kWarps];
-  uint64_t place[kThreads];
-  uint64_t cut;
+  uint64_t key[kThreads];
+  Place end;
 };
 
 static __device__ __forceinline__ RuleShared& rule_shared() {
@@ -25,27 +38,19 @@ static __device__ __forceinline__ RuleShared& rule_shared() {
   return shared;
 }
 
-// Where a position stands in the order in which positions are taken: the larger key, then the lower position, first.
-__device__ __forceinline__ uint64_t place_of(uint32_t key, int64_t position) {
-  return static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(~position);
-}
-
-// Above this place lie the positions whose keys are above `cut`.
-__device__ __forceinline__ uint64_t place_of_cut(uint32_t cut) { return static_cast<uint64_t>(cut) << 32 | ~0u; }
-
-// The flagged positions of a block as keys: 0 where the flag is not set; `flip` = ~0 reverses the order.
+// The flagged positions of a block as keys: 0 where the flag is not set.
 struct Candidacy {
   const uint8_t* flags;
-  const float* confidence;
-  uint32_t flip;
+  const double* confidence;
+  uint64_t flip;
 
-  __device__ __forceinline__ uint32_t key(int64_t i) const { return flags[i] ? rank_key(confidence[i]) ^ flip : 0; }
-  __device__ __forceinline__ uint64_t place(int64_t i) const { return place_of(key(i), i); }
+  __device__ __forceinline__ uint64_t key(int64_t i) const { return flags[i] ? rank_key(confidence[i]) ^ flip : 0; }
+  __device__ __forceinline__ Place place(int64_t i) const { return {key(i), i}; }
 };
 
 // To every thread.
-__device__ __forceinline__ Tally tally(const Candidacy& masked, uint32_t masked_cut, const Candidacy& revocable,
-                                       uint32_t revocable_cut, int64_t K) {
+__device__ __forceinline__ Tally tally(const Candidacy& masked, uint64_t masked_cut, const Candidacy& revocable,
+                                       uint64_t revocable_cut, int64_t K) {
   RuleShared& shared = rule_shared();
   Tally own{};
   for (int64_t i = threadIdx.x; i < K; i += kThreads) {
@@ -76,38 +81,38 @@ __device__ __forceinline__ Tally tally(const Candidacy& masked, uint32_t masked_
   return all;
 }
 
-// The place above which exactly `count` candidates lie, 0 < count <= number of candidates, by counting for each how
+// The place before which exactly `count` candidates lie, 0 < count <= number of candidates, by counting for each how
 // many go before it.
-__device__ __forceinline__ uint64_t place_after(int64_t count, const Candidacy& candidates, int64_t K) {
+__device__ __forceinline__ Place place_after(int64_t count, const Candidacy& candidates, int64_t K) {
   RuleShared& shared = rule_shared();
   for (int64_t first = 0; first < K; first += kThreads) {
     const int64_t i = first + threadIdx.x;
     const bool candidate = i < K && candidates.flags[i];
-    const uint64_t own = candidate ? candidates.place(i) : ~0ull;
-    int64_t before = 0;
+    const Place own = candidate ? candidates.place(i) : place_of_cut(kNone);
+    int64_t ahead = 0;
     for (int64_t from = 0; from < K; from += kThreads) {
       const int64_t left = K - from;
       const int number = left < kThreads ? static_cast<int>(left) : kThreads;
-      if (static_cast<int>(threadIdx.x) < number) shared.place[threadIdx.x] = candidates.place(from + threadIdx.x);
+      if (static_cast<int>(threadIdx.x) < number) shared.key[threadIdx.x] = candidates.key(from + threadIdx.x);
       __syncthreads();
-      for (int n = 0; n < number; ++n) before += shared.place[n] > own;
+      for (int n = 0; n < number; ++n) ahead += before({shared.key[n], from + n}, own);
       __syncthreads();
     }
-    if (candidate && before == count - 1) shared.cut = own - 1;
+    if (candidate && ahead == count - 1) shared.end = {own.key, own.position + 1};
   }
   __syncthreads();
-  return shared.cut;
+  return shared.end;
 }
 
 // Section 3, steps 1, 3, 5, 6, and section 3a. Every thread gets the result; nothing is written before every NaN check
 // has passed, and a thread writes only positions that it alone reads.
 __device__ __forceinline__ StepResult accept_remask_by_block(const BlockState& s, const int64_t* token_ids,
-                                                             const float* confidence, int64_t K, int64_t mask_id,
+                                                             const double* confidence, int64_t K, int64_t mask_id,
                                                              float threshold, float threshold_back,
                                                              const AcceptLimit& limit, bool verify_last) {
   const int64_t last = *s.last;
-  const Candidacy masked{s.masked, confidence, 0u}, revocable{s.revocable, confidence, ~0u};
-  const uint32_t cut = threshold_cut(threshold, 0u), cut_back = threshold_cut(threshold_back, ~0u);
+  const Candidacy masked{s.masked, confidence, 0}, revocable{s.revocable, confidence, kFlip};
+  const uint64_t cut = cut_above(threshold), cut_back = cut_below(threshold_back);
   const Tally all = tally(masked, cut, revocable, cut_back, K);
 
   const bool final_pass = all.masked == 0;
@@ -115,23 +120,23 @@ __device__ __forceinline__ StepResult accept_remask_by_block(const BlockState& s
   if (all.masked_nan != 0) return {0, 0, kNaN};
 
   int64_t accepted = 0, remasked = 0;
-  uint64_t accept_from = place_of_cut(kNone), remask_from = place_of_cut(kNone);
+  Place accept_end = place_of_cut(kNone), remask_end = place_of_cut(kNone);
   if (!final_pass) {
     accepted = number_accepted(all.masked_past, accept_limit(limit, all.masked));
-    accept_from = accepted == all.masked_past ? place_of_cut(cut) : place_after(accepted, masked, K);
+    accept_end = accepted == all.masked_past ? place_of_cut(cut) : place_after(accepted, masked, K);
   }
   if (accepted > 1 || final_pass) {
     if (all.revocable_nan != 0) return {0, 0, kNaN};
     remasked = number_remasked(all.revocable_past, last);
     if (remasked == all.revocable_past) {
-      remask_from = place_of_cut(cut_back);
+      remask_end = place_of_cut(cut_back);
     } else if (remasked > 0) {
-      remask_from = place_after(remasked, revocable, K);
+      remask_end = place_after(remasked, revocable, K);
     }
   }
 
   for (int64_t i = threadIdx.x; i < K; i += kThreads) {
-    const bool take = masked.place(i) > accept_from, take_back = revocable.place(i) > remask_from;
+    const bool take = before(masked.place(i), accept_end), take_back = before(revocable.place(i), remask_end);
     if (!take && !take_back) continue;
     s.tokens[i] = take_back ? mask_id : token_ids[i];
     s.masked[i] = take_back;
@@ -145,24 +150,23 @@ __device__ __forceinline__ StepResult accept_remask_by_block(const BlockState& s
 
 // Section 4: all masked positions with confidence >= threshold (at least one), or the `count` largest. There is no U.
 __device__ __forceinline__ StepResult accept_by_block(const BlockState& s, const int64_t* token_ids,
-                                                      const float* confidence, int64_t K, bool by_threshold,
+                                                      const double* confidence, int64_t K, bool by_threshold,
                                                       float threshold, int64_t count) {
-  const Candidacy masked{s.masked, confidence, 0u};
-  // No number's key is kNone, so that a NaN threshold still has none above it.
-  const uint32_t cut = by_threshold ? threshold_cut(threshold, 0u) - 1 : kNone;
+  const Candidacy masked{s.masked, confidence, 0};
+  const uint64_t cut = by_threshold ? cut_reaching(threshold) : kNone;
   const Tally all = tally(masked, cut, {}, 0, K);
   if (all.masked == 0) return {0, 0, kDone};
   if (all.masked_nan != 0) return {0, 0, kNaN};
 
   int64_t accepted = all.masked_past;
-  uint64_t accept_from = place_of_cut(cut);
+  Place accept_end = place_of_cut(cut);
   const int64_t at_least = by_threshold ? 1 : count;
   if (accepted == 0 && at_least > 0) {
     accepted = at_least < all.masked ? at_least : all.masked;
-    accept_from = place_after(accepted, masked, K);
+    accept_end = place_after(accepted, masked, K);
   }
   for (int64_t i = threadIdx.x; i < K; i += kThreads) {
-    if (masked.place(i) <= accept_from) continue;
+    if (!before(masked.place(i), accept_end)) continue;
     s.tokens[i] = token_ids[i];
     s.masked[i] = 0;
   }

@@ -14,8 +14,16 @@ namespace cuda {
 constexpr float kLog2E = 1.442695041f, kLn2 = 0.6931471806f;
 constexpr uint32_t kNoId = ~0u;
 
+// Sum of exp(logit - max) over the logits that are not the largest; how many are, and the lowest place of one in the
+// chunk.
+struct Sum {
+  float rest;
+  uint32_t largest, first;
+};
+
 struct ScoreShared {
-  float max[kWarps], estimate[kWarps], sum[kWarps], best[kWarps];
+  float max[kWarps], estimate[kWarps], best[kWarps];
+  Sum sum[kWarps];
   uint32_t id[kWarps];
 };
 
@@ -49,12 +57,12 @@ __device__ __forceinline__ bool needs_logits(const Row<T>& row) {
 
 struct Scored {
   int64_t token;
-  float confidence;
+  double confidence;
 };
 
 template <typename T>
 __device__ __forceinline__ Scored score_without_logits(const Row<T>& row) {
-  return {row.candidate == kDraft ? 0 : row.candidate, row.candidate == kSkip ? 0.0f : NAN};
+  return {row.candidate == kDraft ? 0 : row.candidate, row.candidate == kSkip ? 0.0 : NAN};
 }
 
 __device__ __forceinline__ float warp_max(float x) {
@@ -77,16 +85,22 @@ __device__ __forceinline__ float max_over_warps(const float (&of_warp)[kWarps]) 
   return max;
 }
 
-// Sum of exp(x - reference) over a thread's logits, as a balanced tree: errors grow with its depth, not its size.
+// The same of a thread's logits, whose sum is a balanced tree: errors grow with its depth, not its size.
 template <typename T>
-__device__ __forceinline__ float exp_sum(const uint4 (&vectors)[kVectors<T>], float reference) {
+__device__ __forceinline__ Sum exp_sum(const uint4 (&vectors)[kVectors<T>], float max) {
+  uint32_t largest = 0, first = kNoId;
   float of_vector[kVectors<T>];
 #pragma unroll
-  for (int j = 0; j < kVectors<T>; ++j) {
+  for (int j = kVectors<T> - 1; j >= 0; --j) {
     float x[kWidth<T>];
     unpack<T>(vectors[j], x);
 #pragma unroll
-    for (int k = 0; k < kWidth<T>; ++k) x[k] = exp2_approx((x[k] - reference) * kLog2E);
+    for (int k = kWidth<T> - 1; k >= 0; --k) {
+      const bool is_largest = x[k] == max;
+      largest += is_largest;
+      first = is_largest ? j * kWidth<T> + k : first;  // of the thread: a constant
+      x[k] = is_largest ? 0.0f : exp2_approx((x[k] - max) * kLog2E);
+    }
 #pragma unroll
     for (int half = kWidth<T> / 2; half > 0; half /= 2) {
 #pragma unroll
@@ -99,7 +113,8 @@ __device__ __forceinline__ float exp_sum(const uint4 (&vectors)[kVectors<T>], fl
 #pragma unroll
     for (int j = 0; j < half; ++j) of_vector[j] += of_vector[j + half];
   }
-  return of_vector[0];
+  const uint32_t place = offset_of<T>(first / kWidth<T>) + first % kWidth<T>;
+  return {of_vector[0], largest, largest == 0 ? kNoId : place};
 }
 
 template <typename T>
@@ -113,20 +128,6 @@ __device__ __forceinline__ float max_of(const uint4 (&vectors)[kVectors<T>]) {
     for (int k = 0; k < kWidth<T>; ++k) max = fmaxf(max, x[k]);  // NaN is passed over here; it shows in the sum
   }
   return max;
-}
-
-// The lowest place in the chunk where a thread holds `value`.
-template <typename T>
-__device__ __forceinline__ uint32_t first_equal(const uint4 (&vectors)[kVectors<T>], float value) {
-  uint32_t first = kNoId;
-#pragma unroll
-  for (int j = kVectors<T> - 1; j >= 0; --j) {
-    float x[kWidth<T>];
-    unpack<T>(vectors[j], x);
-#pragma unroll
-    for (int k = kWidth<T> - 1; k >= 0; --k) first = x[k] == value ? offset_of<T>(j) + k : first;
-  }
-  return first;
 }
 
 // gumbel(word) to within 1e-5: log1p by its series where 1 - x would lose x.
@@ -217,20 +218,19 @@ __device__ __forceinline__ Partial reduce_chunk(const Row<T>& row, int64_t begin
   uint4 vectors[kVectors<T>];
   load_chunk(row.logits, begin, row.V, vectors);
 
-  const float own_max = max_of<T>(vectors), of_warp = warp_max(own_max);
+  const float of_warp = warp_max(max_of<T>(vectors));
   if (lane == 0) shared.max[warp] = of_warp;
   __syncthreads();
   const float max = max_over_warps(shared.max);
 
-  // With only -inf, 0 stands in: exp(-inf) is nothing, and a NaN still shows.
-  const float sum = warp_sum(exp_sum<T>(vectors, max == -INFINITY ? 0.0f : max));
+  Sum sum = exp_sum<T>(vectors, max);
+  sum = {warp_sum(sum.rest), __reduce_add_sync(kAllLanes, sum.largest), sum.first};
   Winner winner{-INFINITY, kNoId};
   if (row.candidate == kDraft && fabsf(max) < INFINITY) {
     if (kNoise && row.temperature > 0.0f) {
       winner = warp_winner(sample(row, begin, vectors, max, shared));
     } else {
-      const uint32_t first = own_max == max ? first_equal<T>(vectors, max) : kNoId;
-      winner = {max, __reduce_min_sync(kAllLanes, first)};
+      winner = {max, __reduce_min_sync(kAllLanes, sum.first)};
     }
   }
   if (lane == 0) {
@@ -241,19 +241,22 @@ __device__ __forceinline__ Partial reduce_chunk(const Row<T>& row, int64_t begin
   __syncthreads();
   if (threadIdx.x != 0) return {};
 
-  double total = sum;
+  double rest = sum.rest;
+  uint32_t largest = sum.largest;
 #pragma unroll
   for (int w = 1; w < kWarps; ++w) {
-    total += shared.sum[w];
+    rest += shared.sum[w].rest;
+    largest += shared.sum[w].largest;
     winner = better(winner, {shared.best[w], shared.id[w]});
   }
-  return {total, winner.id == kNoId ? -1 : begin + winner.id, max, winner.value};
+  rest += largest - 1;
+  return {rest, winner.id == kNoId ? -1 : begin + winner.id, max, winner.value};
 }
 
 __device__ __forceinline__ Partial join(const Partial& a, const Partial& b) {
-  const ExpSum sum = merge({a.max, a.sum}, {b.max, b.sum});
+  const ExpSum sum = merge({a.max, a.rest}, {b.max, b.rest});
   const bool take_b = b.best_id >= 0 && (a.best_id < 0 || beats({b.best, b.best_id}, {a.best, a.best_id}));
-  return {sum.sum, take_b ? b.best_id : a.best_id, sum.max, take_b ? b.best : a.best};
+  return {sum.rest, take_b ? b.best_id : a.best_id, sum.max, take_b ? b.best : a.best};
 }
 
 // A warp joins a row's partial results in an order that depends on their number alone; lane 0 gets the result.
@@ -263,7 +266,7 @@ __device__ __forceinline__ Partial join_chunks(const Partial* partial, int64_t c
 #pragma unroll 1
   for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
     Partial other;
-    other.sum = __shfl_down_sync(kAllLanes, own.sum, lanes);
+    other.rest = __shfl_down_sync(kAllLanes, own.rest, lanes);
     other.best_id = __shfl_down_sync(kAllLanes, own.best_id, lanes);
     other.max = __shfl_down_sync(kAllLanes, own.max, lanes);
     other.best = __shfl_down_sync(kAllLanes, own.best, lanes);
@@ -277,7 +280,7 @@ __device__ __forceinline__ Scored finish(const Row<T>& row, const Partial& whole
   // A row without a valid logit has no best token; token 0 stands in for it beside the NaN confidence.
   const int64_t drafted = whole.best_id < 0 ? 0 : whole.best_id;
   const int64_t token = row.candidate == kDraft ? drafted : row.candidate;
-  const float confidence = probability(to_float(row.logits[token]), {whole.max, whole.sum});
+  const double confidence = probability(to_float(row.logits[token]), {whole.max, whole.rest});
   return {row.candidate == kDraft && confidence != confidence ? 0 : token, confidence};
 }
 

@@ -57,7 +57,7 @@ cudaError_t wino_step(const Logits& logits, int dtype, const AcceptRemaskArgs& r
   args.score.logits = logits;
   args.score.partial = reinterpret_cast<Partial*>(workspace.scratch);
   args.score.token_ids = reinterpret_cast<int64_t*>(args.score.partial + rows * chunks);
-  args.score.confidence = reinterpret_cast<float*>(args.score.token_ids + rows);
+  args.score.confidence = reinterpret_cast<double*>(args.score.token_ids + rows);
   args.score.arrived = workspace.counters;
   args.finished = workspace.counters + rows;
   args.rule = rule;
@@ -67,7 +67,7 @@ cudaError_t wino_step(const Logits& logits, int dtype, const AcceptRemaskArgs& r
 }
 
 int64_t scratch_elements(int64_t rows, int64_t V, int64_t sequences) {
-  const int64_t of_row = chunks_of(V) * sizeof(Partial) + (sequences > 0 ? sizeof(int64_t) + sizeof(float) : 0);
+  const int64_t of_row = chunks_of(V) * sizeof(Partial) + (sequences > 0 ? sizeof(int64_t) + sizeof(double) : 0);
   return rows * of_row / sizeof(float);
 }
 

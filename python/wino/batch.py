@@ -52,7 +52,7 @@ class Batch:
         state: the current blocks.
         block_positions: (B, K) int64, where in ``tokens`` they lie.
         block_accepted_at: (B, K) int64; of a position that is still masked, the last step so far.
-        confidence: (B, K) float32 of the last step.
+        confidence: (B, K) float64 of the last step.
         end_token_ids: (E,) int64 tokens that end an answer.
         steps: (B,) int64, forward passes so far.
         ended: (B,) int32, with ``stop_at_eos`` whether the block holds nothing but end tokens.
@@ -111,7 +111,7 @@ class Batch:
         self.block_start = zeros() + self.prompt_length
         self.block_positions = self.block_start[:, None] + self.offsets
         self.block_accepted_at = zeros(size)
-        self.confidence = zeros(size, dtype=torch.float32)
+        self.confidence = zeros(size, dtype=torch.float64)
         self.ended = zeros(dtype=torch.int32)
         self.report = torch.zeros(3, batch, dtype=torch.int32, device=device)
         self._read_blocks()

@@ -12,7 +12,10 @@ RUNNING, DONE, NAN_MET = 0, 1, 2
 
 def float32(value: float) -> float:
     """``value`` rounded to the nearest float32."""
-    return struct.unpack("f", struct.pack("f", value))[0]
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:  # nearer to 2^128 than to the largest float32
+        return math.copysign(math.inf, value)
 
 
 @dataclass
@@ -58,7 +61,7 @@ def wino_step(
         block.branches.add("NaN")
         return 0, 0, NAN_MET
 
-    accepted = {i for i in block.masked if confidence[i] > threshold}
+    accepted = {i for i in block.masked if float32(confidence[i]) > threshold}
     if len(accepted) > limit:
         block.branches.add("cap")
         accepted = first(accepted, limit, lambda i: -confidence[i])
@@ -88,7 +91,7 @@ def wino_step(
 
 
 def _doubtful(block: Block, confidence: list[float], threshold_back: float) -> set[int]:
-    remasked = {j for j in block.revocable if confidence[j] < threshold_back}
+    remasked = {j for j in block.revocable if float32(confidence[j]) < threshold_back}
     if len(remasked) >= block.last:
         block.branches.add("last - 1 cut")
         remasked = first(block.revocable, block.last - 1, lambda j: confidence[j])
@@ -128,7 +131,7 @@ def accept(
     if any(math.isnan(confidence[i]) for i in masked):
         return 0, NAN_MET
     if threshold is not None:
-        accepted = {i for i in masked if confidence[i] >= float32(threshold)}
+        accepted = {i for i in masked if float32(confidence[i]) >= float32(threshold)}
         accepted = accepted or first(masked, 1, lambda i: -confidence[i])
     else:
         accepted = first(masked, count, lambda i: -confidence[i])

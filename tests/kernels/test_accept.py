@@ -52,6 +52,34 @@ def test_random_blocks(path: str, width: int) -> None:
 
 
 @over_paths("accept_")
+def test_what_float32_takes_for_equal_is_ranked(path: str) -> None:
+    """Float64 confidences that differ by less than a float32 does; thresholds do not part them."""
+    rows, width = (24, 64) if share(path) == 1 else (2, 24)
+    for center in (1.0, 0.75, 1e-30):
+        below = torch.rand(rows, width, dtype=torch.float64) * 10.0 ** -torch.randint(8, 17, (rows, width)).double()
+        confidence = center - below * center
+        masked = torch.rand(rows, width) < 0.7
+        assert (confidence.float() == center).all()
+        for count in (1, 5, width // 2):
+            check(masked, confidence, count=count)
+        reached = torch.tensor(center)
+        for threshold in (reached, reached.nextafter(torch.tensor(9.0))):
+            check(masked, confidence, threshold=threshold)
+
+
+@over_paths("accept_")
+@pytest.mark.parametrize("edge", [0.0, 1e-45, 0.5, 0.7, 1.0, -0.3, math.inf, -math.inf])
+def test_confidences_are_compared_as_float32(path: str, edge: float) -> None:
+    t = torch.tensor(edge, dtype=torch.float32)
+    sides = [t.nextafter(torch.tensor(direction)).double() for direction in (-math.inf, math.inf)]
+    halves = [(t.double() + side) / 2 for side in sides if side.isfinite() and t.isfinite()]
+    beside = [half.nextafter(torch.tensor(d).double()) for half in halves for d in (-math.inf, math.inf)]
+    values = torch.stack([t.double(), *sides, *halves, *beside])
+    for confidence in (values, values.flip(0)):
+        check(torch.ones(1, len(values), dtype=torch.bool), confidence[None], threshold=t)
+
+
+@over_paths("accept_")
 @pytest.mark.parametrize("width", [3, 100, 1000, 1024])
 def test_lengths_of_blocks(path: str, width: int) -> None:
     masked, confidence = torch.rand(3, width) < 0.7, torch.rand(3, width)

@@ -8,6 +8,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -99,6 +100,76 @@ def test_lengths_of_blocks(path: str, width: int) -> None:
     confidence[1], confidence[2] = 0.7, -confidence[2]
     check_step(blocks, ids, confidence, threshold=0.6, threshold_back=0.8, min_accept=width // 3, max_accept=width)
     check_step(blocks, ids, confidence, threshold=0.6, threshold_back=0.8, verify_last=True)
+
+
+@over_paths("accept_remask_")
+@pytest.mark.parametrize("width", [31, 128])
+def test_what_float32_takes_for_equal_is_ranked(path: str, width: int) -> None:
+    """Float64 confidences within 1e-8 of each other, near 1 and elsewhere, with ties; thresholds do not part them."""
+    rows = 40 if share(path) == 1 else 4
+    branches: collections.Counter[str] = collections.Counter()
+    for center, threshold in ((1.0, 0.6), (1.0, 1.0), (0.75, 0.75), (1e-30, 0.0)):
+        below = torch.rand(rows, width, dtype=torch.float64) * 10.0 ** -torch.randint(8, 17, (rows, width)).double()
+        below[1::4] = (below[1::4] * 1e9).round() / 1e9
+        confidence = center - below * center
+        assert (confidence.float() == center).all()
+        ids, blocks = torch.randint(0, 900, (rows, width)), random_blocks(rows, width)
+        branches += check_step(blocks, ids, confidence, threshold=threshold, threshold_back=0.9)
+    assert {"cap", "none above threshold", "last - 1 cut"} <= branches.keys()
+
+
+@over_paths("accept_remask_")
+def test_float32_confidences_mean_what_they_say(path: str) -> None:
+    """Those of another scorer, dense or not: the step of the same numbers in float64."""
+    blocks, ids = random_blocks(16, 24), torch.randint(0, 900, (16, 24))
+    confidence = torch.rand(16, 48)[:, ::2]
+    results = []
+    for given_confidence in (
+        confidence,
+        confidence.double(),
+        confidence.contiguous(),
+        confidence.double().contiguous(),
+    ):
+        state = to_tensors(blocks, 24)
+        outputs = wino_kernels.accept_remask_(
+            *(state[name] for name in STATE[:3]), ids, given_confidence, state["last_accepted"],
+            mask_id=MASK, threshold=0.6, threshold_back=0.5,
+        )  # fmt: skip
+        results.append([*outputs, *state.values()])
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+EDGES = [0.0, -0.0, 1e-45, 2e-45, 1.2e-38, 0.5, 0.7, 0.9, 1.0, 1.0000001, -0.3, 3.4028235e38, math.inf, -math.inf, NAN]
+
+
+def around(threshold: float) -> list[float]:
+    """Float64 numbers that are rounded to this float32 or just not, and that lie half-way."""
+    t = np.float32(threshold)
+    found = [float(t)]
+    for direction in (np.float32(-np.inf), np.float32(np.inf)):
+        with np.errstate(over="ignore"):
+            neighbour = np.nextafter(t, direction)
+        other = math.copysign(2.0**128, neighbour) if np.isinf(neighbour) else float(neighbour)
+        own = math.copysign(2.0**128, t) if np.isinf(t) else float(t)
+        half = (own + other) / 2
+        found += [half, np.nextafter(half, -np.inf), np.nextafter(half, np.inf), float(neighbour)]
+    return [float(value) for value in found if not math.isnan(value)]
+
+
+@over_paths("accept_remask_")
+@pytest.mark.parametrize("edge", EDGES)
+def test_confidences_are_compared_as_float32(path: str, edge: float) -> None:
+    """To nearest, ties to even, on both sides of both thresholds."""
+    values = around(0.5 if math.isnan(edge) else edge)
+    width = 2 * len(values)
+    threshold = torch.tensor(edge, dtype=torch.float32)
+    for verified in (values, values[::-1]):
+        confidence = torch.tensor([*values, *verified], dtype=torch.float64)[None]
+        masked, revocable = set(range(len(values))), set(range(len(values), width))
+        block = oracle.Block([MASK] * len(values) + [7] * len(values), masked, revocable, width + 1)
+        ids = torch.randint(0, 900, (1, width))
+        check_step([block], ids, confidence, threshold=threshold, threshold_back=threshold, max_accept=width)
 
 
 @over_paths("accept_remask_")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel_paths import over_paths, paths, share
+from sureness import adversarial, assert_sure_enough, peaked
 from torch import Tensor
 
 import wino_kernels
@@ -65,6 +66,26 @@ def test_drafts(path: str, dtype: torch.dtype) -> None:
         assert (confidence - exact).abs().max() <= (probability(logits, ids) - exact).abs().max() + 2e-6
 
 
+@over_paths("linear_score_tokens")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocabulary", [1, 31, 300, 9001])
+def test_near_one_against_float64(path: str, dtype: torch.dtype, vocabulary: int) -> None:
+    """Hidden rows that pick a column of the weight, so that logits are exact: what is missing to 1 keeps its digits."""
+    logits = peaked(20 if share(path) == 1 else 4, vocabulary, dtype)
+    logits = logits.clamp(min=-1e4)  # 0 times -inf is NaN
+    if vocabulary > 8:
+        logits = torch.cat([logits, adversarial(vocabulary, dtype).clamp(-1e4, 1e4)])
+    hidden, weight = torch.eye(len(logits), dtype=dtype), logits.T.contiguous()
+    ids = torch.full((len(logits),), -1)
+    tokens, confidence = wino_kernels.linear_score_tokens(hidden, weight, ids)
+    assert torch.equal(tokens, logits.float().argmax(-1))
+    assert_sure_enough(confidence, logits, tokens)
+    given_ids = torch.where(torch.arange(len(logits)) % 3 > 0, tokens, torch.randint(0, vocabulary, (len(logits),)))
+    assert_sure_enough(wino_kernels.linear_score_tokens(hidden, weight, given_ids)[1], logits, given_ids)
+    drawn, confidence = wino_kernels.linear_score_tokens(hidden, weight, ids, temperature=0.5, seed=3)
+    assert_sure_enough(confidence, logits, drawn)
+
+
 @pytest.mark.parametrize("path", ["triton"], indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_of_the_library(path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +94,7 @@ def test_products_of_the_library(path: str, dtype: torch.dtype, monkeypatch: pyt
     monkeypatch.setattr(importlib.import_module("wino_kernels.triton.score_tokens"), "_SLICE_BYTES", 1)
     monkeypatch.setattr(importlib.import_module("wino_kernels.triton.linear_score_tokens"), "score_tile", None)
     test_drafts(path, dtype)
+    test_near_one_against_float64(path, dtype, 300)
     for with_bias in (False, True):
         test_given_tokens_no_worse_than_an_unfused_head(path, dtype, with_bias)
     test_strided_inputs(path, dtype)
@@ -382,7 +404,7 @@ def test_token_and_confidence_stay_together_at_any_temperature(path: str) -> Non
             wino_kernels.linear_score_tokens(hidden, weight, torch.tensor([-1]), **settings),
             wino_kernels.draft_confidence(hidden @ weight.T, **settings),
         ):
-            torch.testing.assert_close(confidence[0], p[token[0]])
+            torch.testing.assert_close(confidence[0], p[token[0]], check_dtype=False)
     token, confidence = wino_kernels.linear_score_tokens(
         hidden, torch.zeros(1, 1), torch.tensor([-1]), temperature=3.3e38, seed=44
     )

@@ -499,7 +499,7 @@ REFUSALS: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] 
     (call_remask, {"revocable": torch.zeros(B, K, dtype=torch.uint8)}, TYPE, "revocable must be bool, got uint8"),
     (call_remask, {"revocable": SHARED, "masked": SHARED}, VALUE, "masked and revocable must not share memory"),
     (call_remask, {"token_ids": INT32_IDS}, TYPE, "token_ids must be int64, got int32"),
-    (call_remask, {"confidence": torch.zeros(B, K).double()}, TYPE, "confidence must be float32, got float64"),
+    (call_remask, {"confidence": torch.zeros(B, K).half()}, TYPE, "confidence must be float64 or float32, got float16"),
     (call_remask, {"confidence": torch.zeros(B, K, device=META)}, VALUE, "confidence must be on device cpu, got meta"),
     (call_remask, {"last_accepted": torch.zeros(B, dtype=torch.int64)}, TYPE, "last_accepted must be int32, got int64"),
     (
@@ -935,8 +935,8 @@ def test_the_same_calls_unchanged_are_fine() -> None:
 
 def test_direct_calls_are_checked_too() -> None:
     operator, args, kwargs = operator_calls()["accept_remask_"]
-    with pytest.raises(TypeError, match="accept_remask_: confidence must be float32, got float64"):
-        operator(*args[:4], args[4].double(), args[5], **kwargs)
+    with pytest.raises(TypeError, match="accept_remask_: confidence must be float64 or float32, got float16"):
+        operator(*args[:4], args[4].half(), args[5], **kwargs)
     with pytest.raises(ValueError, match="temperature and seed must be given together, got seed without temperature"):
         torch.ops.wino.score_tokens(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), seed=torch.zeros(2).long())
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_paths import on_path, over_paths, paths, share
+from sureness import adversarial, assert_sure_enough, peaked
 from torch import Tensor
 
 import wino_kernels
@@ -55,7 +56,53 @@ def test_against_float64(path: str, dtype: torch.dtype, scale: float) -> None:
         expected_tokens, probability = reference(logits, ids)
         assert torch.equal(tokens, expected_tokens)
         assert_close(confidence, probability)
-        assert confidence.dtype == torch.float32 and tokens.dtype == torch.int64
+        assert confidence.dtype == torch.float64 and tokens.dtype == torch.int64
+
+
+@over_paths("score_tokens")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_near_one_against_float64(path: str, dtype: torch.dtype) -> None:
+    """Drafts and given tokens, odd shapes, strides, banned tokens: what is missing to 1 keeps its digits."""
+    rows = 24 if share(path) == 1 else 8
+    for vocabulary in VOCABULARIES if share(path) == 1 else (1, 31, 129, 1000):
+        logits = peaked(rows, vocabulary, dtype)
+        largest = logits.float().argmax(-1)
+        tokens, confidence = wino_kernels.draft_confidence(logits)
+        assert torch.equal(tokens, largest)
+        assert_sure_enough(confidence, logits, tokens)
+        given_ids = torch.where(torch.arange(rows) % 2 == 0, largest, torch.randint(0, vocabulary, (rows,)))
+        assert_sure_enough(wino_kernels.verify_confidence(logits, given_ids), logits, given_ids)
+        drawn, confidence = wino_kernels.draft_confidence(logits, temperature=0.5, seed=3)
+        assert_sure_enough(confidence, logits, drawn)
+    store = torch.full((4, 9, 135), INF, dtype=dtype)
+    view = store[1:3, 2:7, 3:130]
+    view.copy_(peaked(10, 127, dtype).view(2, 5, 127))
+    tokens, confidence = wino_kernels.draft_confidence(view)
+    assert_sure_enough(confidence, view, tokens)
+
+
+@over_paths("score_tokens")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocabulary", [9, 2051, 20_000])
+def test_near_one_where_a_pass_may_stumble(path: str, dtype: torch.dtype, vocabulary: int) -> None:
+    logits = adversarial(vocabulary, dtype)
+    ids = torch.full((len(logits),), -1)
+    tokens, confidence = wino_kernels.score_tokens(logits, ids)
+    assert torch.equal(tokens, reference(logits, ids)[0])
+    assert_sure_enough(confidence, logits, tokens)
+    assert_sure_enough(wino_kernels.verify_confidence(logits, tokens), logits, tokens)
+    other = (tokens + 1) % vocabulary
+    assert_close(wino_kernels.verify_confidence(logits, other), reference(logits, other)[1])
+
+
+@over_paths("score_tokens")
+def test_near_one_in_a_full_vocabulary(path: str) -> None:
+    """126463 others that weigh 1e-3 to 1e-15 together: a float32 sum that began with the largest would lose them."""
+    logits = torch.full((5, 126464), 0.0) + torch.randn(126464).clamp(-3, 3)
+    logits[torch.arange(5), torch.tensor([0, 5000, 63_000, 126_463, 77_777])] = torch.tensor([19.0, 26, 33, 40, 47])
+    tokens, confidence = wino_kernels.draft_confidence(logits)
+    assert_sure_enough(confidence, logits, tokens)
+    assert confidence.unique().numel() == 5 and (confidence[2:].float() == 1.0).all()
 
 
 @over_paths("score_tokens")

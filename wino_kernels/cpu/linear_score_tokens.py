@@ -21,7 +21,7 @@ def linear_score_tokens(
     round_to: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     token_ids = torch.empty_like(candidate_ids)
-    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float64)
     rows = hidden.reshape(-1, hidden.shape[-1])
     _C.linear_score_tokens(
         DTYPES[hidden.dtype],
@@ -54,7 +54,7 @@ def linear_score_tokens_ordinary(
     if not HAS_EXCHANGE or rounding is None:
         return None
     token_ids = torch.empty_like(candidate_ids)
-    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float64)
     given = hidden, weight, candidate_ids, bias, temperature, seed, rounding
     done = _C.linear_score_tokens_ordinary(*given, token_ids, confidence, torch.get_num_threads())
     return (token_ids, confidence) if done else None

@@ -14,7 +14,7 @@ def score_tokens(
     logits: Tensor, candidate_ids: Tensor, temperature: Tensor | None = None, seed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     token_ids = torch.empty_like(candidate_ids)
-    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float64)
     if candidate_ids.numel():
         _score(logits, candidate_ids, temperature, seed, token_ids, confidence)
     return token_ids, confidence

@@ -17,7 +17,7 @@ def accept_(
     count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     if threshold is not None:
-        accepted = masked & ((confidence >= per_row(threshold)) | largest(confidence, masked, 1))
+        accepted = masked & ((confidence.float() >= per_row(threshold)) | largest(confidence, masked, 1))
     else:
         assert count is not None  # exactly one of the two, as checked by the caller
         accepted = largest(confidence, masked, count)

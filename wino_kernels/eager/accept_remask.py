@@ -48,7 +48,8 @@ def accept_remask_(
     limit = (num_masked * numerator // denominator).clamp(min=min_accept).clamp(max=max_accept)
 
     # Step 3: accept what is above the threshold, at most `limit`, at least one.
-    accepted = largest(confidence, masked & (confidence > per_row(threshold)), limit)
+    compared = confidence.float()
+    accepted = largest(confidence, masked & (compared > per_row(threshold)), limit)
     accepted = torch.where(accepted.any(1, keepdim=True), accepted, largest(confidence, masked, 1))
     num_accepted = accepted.sum(1)
 
@@ -56,7 +57,7 @@ def accept_remask_(
     last = last_accepted.long()
     final_pass = (num_masked == 0) & (last > 1) & verify_last
     verifying = ((num_accepted > 1) | final_pass)[:, None]
-    remasked = revocable & (confidence < per_row(threshold_back))
+    remasked = revocable & (compared < per_row(threshold_back))
     too_many = (remasked.sum(1) >= last)[:, None]
     remasked = torch.where(too_many, largest(-confidence, revocable, last - 1), remasked) & verifying
     num_remasked = remasked.sum(1)

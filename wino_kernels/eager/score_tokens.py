@@ -21,7 +21,7 @@ def score_tokens(
     group = max(1, _ELEMENTS_AT_ONCE // vocabulary)
     ids = candidate_ids.reshape(-1)
     token_ids = torch.empty_like(ids)
-    confidence = torch.empty_like(ids, dtype=torch.float32)
+    confidence = torch.empty_like(ids, dtype=torch.float64)
     if temperature is not None:
         # Added, not moved: a host scalar then reaches another device as a kernel's argument, without a copy.
         temperature = (torch.zeros_like(candidate_ids, dtype=torch.float32) + temperature).view(-1)
@@ -47,8 +47,16 @@ def _score_rows(logits: Tensor, ids: Tensor, noise: tuple[Tensor, Tensor] | None
     token_ids = torch.where(draft, drafted, ids)
 
     inside = (token_ids >= 0) & (token_ids < vocabulary)
-    probabilities = torch.softmax(logits.double(), dim=-1)  # [rows, V]
-    probability = probabilities.gather(1, torch.where(inside, token_ids, 0)[:, None])[:, 0].float()
+    exact = logits.double()
+    largest = exact.argmax(-1, keepdim=True)
+    top = exact.gather(1, largest)
+    others = exact.scatter(1, largest, -torch.inf)  # [rows, V]
+    second = others.amax(-1)
+    # What the others add up to, relative to the largest, by way of the second's share in it: a softmax has the same
+    # bits with any number of threads. The largest one's own 1 is added last: beside it the others would lose digits.
+    rest = torch.where(second > -torch.inf, (second - top[:, 0]).exp() / torch.softmax(others, -1).amax(-1), 0.0)
+    distance = exact.gather(1, torch.where(inside, token_ids, 0)[:, None]) - top
+    probability = distance[:, 0].exp() / (1.0 + rest)
     valid = torch.where(draft, draftable, finite & inside)
     confidence = torch.where(valid, probability, torch.nan)
     return token_ids, torch.where(ids == SKIP, 0.0, confidence)

@@ -85,7 +85,7 @@ def accept_blocks(
         accepted = M
         number = tl.minimum(tl.maximum(own.to(tl.int64), 0), num_masked).to(tl.int32)
     else:
-        accepted = M & (c >= own)
+        accepted = M & (c.to(tl.float32) >= own)
         number = tl.maximum(count(accepted), tl.minimum(num_masked, 1))
     if number != count(accepted):
         accepted = largest(c, M, number)

@@ -16,8 +16,8 @@ from wino_kernels.triton.launch import Options, launch, scalar_or_rows
 RUNNING = tl.constexpr(0)
 DONE = tl.constexpr(1)
 NAN_MET = tl.constexpr(2)
-_LEAST = tl.constexpr(-(2**31))  # below the rank of every number
-_MOST = tl.constexpr(2**31 - 1)
+_LEAST = tl.constexpr(-(2**63))  # below the rank of every number
+_MOST = tl.constexpr(2**63 - 1)
 
 #: Numbers of the rule: kernels must not be compiled anew for each.
 RULE_NUMBERS = ("mask_id", "numerator", "denominator", "min_accept", "max_accept")
@@ -190,11 +190,12 @@ def accept_limit(M, numerator, denominator, min_accept, max_accept):
 def apply_rule(M, U, c, last, most, threshold, threshold_back, VERIFY_LAST: tl.constexpr):
     """Steps 3 and 5, or section 3a's pass over a full block.
 
-    M, U: bool ``[KP]``, c: float32 ``[KP]``, the others numbers. Returns which positions are accepted and which are
+    M, U: bool ``[KP]``, c: float64 ``[KP]``, the others numbers. Returns which positions are accepted and which are
     re-masked, what ``last`` becomes, and the status. In a sequence that stays as it is, none and ``last``.
     """
     num_masked = count(M)
-    accepted = M & (c > threshold)
+    compared = c.to(tl.float32)
+    accepted = M & (compared > threshold)
     num_accepted = count(accepted)
     if (num_masked > 0) & ((num_accepted > most) | (num_accepted == 0)):
         num_accepted = tl.where(num_accepted > most, tl.maximum(most, 1), 1)
@@ -203,7 +204,7 @@ def apply_rule(M, U, c, last, most, threshold, threshold_back, VERIFY_LAST: tl.c
     final_pass = (num_masked == 0) & (last > 1) if VERIFY_LAST else num_masked < 0
     verifying = (num_accepted > 1) | final_pass
     verified = only_if(verifying, U)
-    remasked = verified & (c < threshold_back)
+    remasked = verified & (compared < threshold_back)
     num_remasked = count(remasked)
     if verifying & (num_remasked >= last):
         num_remasked = tl.maximum(last - 1, 0)
@@ -225,24 +226,23 @@ def apply_rule(M, U, c, last, most, threshold, threshold_back, VERIFY_LAST: tl.c
 def largest(value, among, number):
     """The ``number`` largest of ``value`` within ``among``, which has as many; of equal ones the lowest positions."""
     rank = tl.where(among, rank_of(value), _LEAST)
-    low = tl.min(tl.where(among, rank, _MOST), 0).to(tl.int64)
-    high = tl.max(rank, 0).to(tl.int64)
+    low = tl.min(tl.where(among, rank, _MOST), 0)
+    high = tl.max(rank, 0)
     while low < high:  # the rank that ends the selection lies between them
-        middle = (low + high + 1) >> 1
-        found = count(rank >= middle.to(tl.int32))
+        middle = (low | high) - ((low ^ high) >> 1)  # rounded up, without a sum that overflows
+        found = count(rank >= middle)
         low = tl.where(found >= number, middle, low)
         high = tl.where(found > number, high, tl.where(found == number, middle, middle - 1))
-    cut = low.to(tl.int32)
-    equal = (rank == cut).to(tl.int32)
-    room = number - count(rank > cut)
-    return (rank > cut) | ((equal > 0) & (tl.cumsum(equal, 0) <= room))
+    equal = (rank == low).to(tl.int32)
+    room = number - count(rank > low)
+    return (rank > low) | ((equal > 0) & (tl.cumsum(equal, 0) <= room))
 
 
 @triton.jit
 def rank_of(value):
-    """An int32 in the order of the float32 numbers, where -0 and +0 are equal."""
-    bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    """An int64 in the order of the float64 numbers, where -0 and +0 are equal."""
+    bits = tl.where(value == 0.0, 0.0, value).to(tl.int64, bitcast=True)
+    return tl.where(bits < 0, bits ^ _MOST, bits)
 
 
 @triton.jit

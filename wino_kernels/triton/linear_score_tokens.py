@@ -57,7 +57,7 @@ def linear_score_tokens(
     if rows > MOST_FUSED and round_to in (None, hidden.dtype):
         return score_product(hidden, weight, candidate_ids, bias, temperature, seed)
     token_ids = torch.empty_like(candidate_ids)
-    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float64)
     if not rows:
         return token_ids, confidence
 
@@ -208,7 +208,7 @@ def fold(
 ):
     """Write the records of the rows from ``first_row`` on, whose logits of vocabulary tile ``chunk`` are ``[V, N]``.
 
-    They lie as those of ``score_tokens`` do, in planes of ``[chunks, rows]`` words: maximum, sum of exp(x - maximum),
+    They lie as those of ``score_tokens`` do, in planes of ``[chunks, rows]`` words: maximum, rest,
     best id, logit of a draft's best token (with noise) or of the given one (if it lies here), best perturbed logit.
     """
     BLOCK_V: tl.constexpr = logits.shape[0]
@@ -224,7 +224,8 @@ def fold(
     maximum, best = tl.max(logits, 0, return_indices=True)  # [N], the first of equal ones
     shift = tl.where(maximum > -_INF, maximum, 0.0)  # -inf - -inf would be NaN
     tl.store(record, maximum, mask=real)
-    tl.store(record + plane, tl.sum(tl.exp(logits - shift[None, :]), 0), mask=real)
+    others = tl.where(v == best[None, :], 0.0, tl.exp(logits - shift[None, :]))
+    tl.store(record + plane, tl.sum(others, 0), mask=real)
 
     candidate = tl.load(candidate_ids + row, mask=real, other=SKIP)
     told = tl.where((candidate >= first) & (candidate < V), candidate - first, -1)  # whose logit is written down
@@ -264,7 +265,7 @@ def join_row(
     candidate = tl.load(candidate_ids + row)
     draft = candidate == DRAFT
     token = tl.where(draft, 0, candidate)
-    probability = tl.where(candidate == SKIP, 0.0, float("nan"))
+    probability = tl.where(candidate == SKIP, 0.0, float("nan")).to(tl.float64)
     if asks_for_logits(candidate, temperature_of(row, temperature, True, PER_ROW), V):
         stride = rows.to(tl.int64)
         plane = stride * CHUNKS
@@ -282,12 +283,15 @@ def join_row(
             best = tl.maximum(best, value)
         top = tl.max(maximum, 0)
         shift = tl.where(top > -_INF, top, 0.0)
-        total = tl.zeros((GROUP,), tl.float64)
+        rest = tl.zeros((GROUP,), tl.float64)
+        largest = tl.zeros((GROUP,), tl.int32)
         for group in range(0, CHUNKS, GROUP):
             here = lane < CHUNKS - group
-            scale = tl.exp(tl.load(record + group * stride, mask=here, other=-_INF) - shift)
+            own = tl.load(record + group * stride, mask=here, other=-_INF)
+            scale = tl.exp(own - shift).to(tl.float64)
             part = tl.load(record + (group * stride + plane), mask=here, other=0.0)
-            total += part.to(tl.float64) * scale.to(tl.float64)
+            rest += part.to(tl.float64) * scale + tl.where(own < top, scale, 0.0)
+            largest += (own == top).to(tl.int32)
 
         if tl.abs(top) < _INF:
             if draft:
@@ -296,6 +300,7 @@ def join_row(
             if NOISE or candidate >= 0:
                 logit = tl.load(records + (3 * plane + token // BLOCK_V * stride + row))
             exponential = tl.exp(logit.to(tl.float64) - top.to(tl.float64))
-            probability = (exponential / tl.sum(total, 0)).to(tl.float32)
+            others = tl.sum(rest, 0) + (tl.sum(largest, 0) - 1).to(tl.float64)
+            probability = exponential / (1.0 + others)
     tl.store(token_ids + row, token)
     tl.store(confidence + row, probability)

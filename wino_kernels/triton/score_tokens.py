@@ -26,7 +26,7 @@ _INF = tl.constexpr(float("inf"))
 # A record is five words, each in a line of 32 rows: what the lanes of a warp read together lies together, and every
 # record of a row lies at a distance from its first one that is known when the kernel is compiled.
 MAXIMUM = tl.constexpr(0)
-TOTAL = tl.constexpr(1)
+REST = tl.constexpr(1)
 TOKEN = tl.constexpr(2)
 LOGIT = tl.constexpr(3)
 VALUE = tl.constexpr(4)
@@ -37,7 +37,7 @@ _WIDE = 16  # bytes of a load
 
 _NARROWEST = 128  # elements of a chunk
 _SLICE_BYTES = 32 << 20  # of logits, which then stay in the L2 cache of a large GPU
-_CHUNKS_JOINED = 16  # whose loads are in flight together
+_CHUNKS_JOINED = 4  # whose loads are in flight together
 _DRAWN = tl.constexpr(1024)  # at a time: the noise of a whole chunk would leave no registers for a second program
 
 
@@ -45,7 +45,7 @@ def score_tokens(
     logits: Tensor, candidate_ids: Tensor, temperature: Tensor | None = None, seed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     token_ids = torch.empty_like(candidate_ids)
-    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float64)
     rows = candidate_ids.numel()
     if rows:
         plan = plan_scoring(logits, rows, temperature, seed)
@@ -64,7 +64,7 @@ def score_product(
 ) -> tuple[Tensor, Tensor]:
     """score_tokens of ``hidden @ weight.T + bias``, by the library, at most ``_SLICE_BYTES`` of logits at a time."""
     token_ids = torch.empty_like(candidate_ids)
-    confidence = torch.empty_like(candidate_ids, dtype=torch.float32)
+    confidence = torch.empty_like(candidate_ids, dtype=torch.float64)
     rows, vocabulary, size = candidate_ids.numel(), len(weight), hidden.dtype.itemsize
     options, width, chunks = _chunks(vocabulary, hidden)
     most_rows = max(1, _SLICE_BYTES // (width * size))
@@ -309,10 +309,11 @@ def first_record(row, CHUNKS: tl.constexpr):
 def score_chunk(
     candidate, row, chunk, start, heat, seed, records, V: tl.constexpr, NOISE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write the record of a row's chunk: maximum, sum of exp(x - maximum) and, as far as the row asks for it, a token.
+    """Write the record of a row's chunk: maximum, the rest and, as far as the row asks for it, a token.
 
-    NaN makes the sum NaN, +inf the maximum +inf; where everything is banned they are -inf and 0. The token is the given
-    one if it lies here (its logit), else the best one (id, with noise also logit and perturbed logit).
+    The rest is the sum of exp(x - maximum) over all but one of the largest. NaN makes it NaN, +inf the maximum +inf;
+    where everything is banned they are -inf and 0. The token is the given one if it lies here (its logit), else the
+    best one (id, with noise also logit and perturbed logit).
     """
     CHUNKS: tl.constexpr = (V + BLOCK - 1) // BLOCK
     first = chunk * BLOCK
@@ -321,16 +322,16 @@ def score_chunk(
 
     maximum = tl.max(x, 0)
     shift = tl.where(maximum > -_INF, maximum, 0.0)  # -inf - -inf would be NaN
-    total = tl.sum(tl.exp2((x - shift) * _LOG2_E), 0)
+    best_v = tl.min(tl.where(x == maximum, v, BLOCK - 1), 0)
+    rest = tl.sum(tl.where(v == best_v, 0.0, tl.exp2((x - shift) * _LOG2_E)), 0)
     nan = tl.max((x != x).to(tl.int32), 0)
     record = records + first_record(row, CHUNKS) + chunk * (WORDS * LINE)
     tl.store(record + MAXIMUM * LINE, maximum)
-    tl.store(record + TOTAL * LINE, tl.where(nan > 0, float("nan"), total))
+    tl.store(record + REST * LINE, tl.where(nan > 0, float("nan"), rest))
     if candidate != DRAFT:
         if candidate // BLOCK == chunk:
             tl.store(record + LOGIT * LINE, tl.load(start + candidate).to(tl.float32))
     else:
-        best_v = tl.min(tl.where(x == maximum, v, BLOCK - 1), 0)
         if NOISE:
             best = maximum
             if heat > 0.0:
@@ -381,7 +382,7 @@ def join_records(
     draft = candidate == DRAFT
     records += first_record(row, CHUNKS)
     maximum = tl.full(row.shape, -_INF, tl.float32)
-    total = tl.zeros(row.shape, tl.float64)
+    rest = tl.zeros(row.shape, tl.float64)  # as in the records, of all chunks so far
     best = maximum
     best_id = tl.zeros(row.shape, tl.int32)
     for group in range(0, CHUNKS, GROUP):
@@ -391,21 +392,27 @@ def join_records(
             here = asked & (group + i < CHUNKS)
             maximum = tl.maximum(maximum, tl.load(record + MAXIMUM * LINE, mask=here, other=-_INF))
         shift = tl.where(maximum > -_INF, maximum, 0.0)
-        total = total * tl.exp2((before - shift) * _LOG2_E).to(tl.float64)
+        held = before == maximum  # the largest has been met
+        rescale = tl.exp2((before - shift) * _LOG2_E).to(tl.float64)
+        rest = tl.where(held, rest, (rest + 1.0) * rescale)
         for i in tl.static_range(GROUP):
             record = records + (group + i) * (WORDS * LINE)
             here = asked & (group + i < CHUNKS)
-            scale = tl.exp2((tl.load(record + MAXIMUM * LINE, mask=here, other=-_INF) - shift) * _LOG2_E)
-            total += tl.load(record + TOTAL * LINE, mask=here, other=0.0).to(tl.float64) * scale.to(tl.float64)
+            own = tl.load(record + MAXIMUM * LINE, mask=here, other=-_INF)
+            scale = tl.exp2((own - shift) * _LOG2_E).to(tl.float64)
+            joins = held | (own < maximum)
+            rest += tl.load(record + REST * LINE, mask=here, other=0.0).to(tl.float64) * scale
+            rest += tl.where(joins, scale, 0.0)
+            held |= own == maximum
             value = tl.load(record + RANKED * LINE, mask=here, other=-_INF)
             own_id = tl.load(record + TOKEN * LINE, mask=here & draft, other=0.0).to(tl.int32, bitcast=True)
             best_id = tl.where(value > best, own_id, best_id)  # of equal ones the first: chunks come in order
             best = tl.maximum(best, value)
 
-    valid = asked & (tl.abs(maximum) < _INF) & (total == total)
+    valid = asked & (tl.abs(maximum) < _INF) & (rest == rest)
     token = tl.where(draft, tl.where(valid, best_id, 0), candidate)
     reread = valid if NOISE else valid & (candidate >= 0)
     logit = tl.load(records + (token // BLOCK * (WORDS * LINE) + LOGIT * LINE), mask=reread, other=0.0)
     distance = tl.where(reread, logit.to(tl.float64) - maximum.to(tl.float64), 0.0)
-    probability = (tl.exp(distance) / tl.where(valid, total, 1.0)).to(tl.float32)
+    probability = tl.exp(distance) / (1.0 + tl.where(valid, rest, 0.0))
     return token, tl.where(candidate == SKIP, 0.0, tl.where(valid, probability, float("nan")))

@@ -135,7 +135,7 @@ def _stepped(operator: str, device: torch.device) -> Call:
         "last_accepted": torch.full((1,), 9, dtype=torch.int32, device=device),
     }
     state = {name: value.clone() for name, value in start.items()}
-    confidence = torch.linspace(0, 1, BLOCK, device=device)[None]
+    confidence = torch.linspace(0, 1, BLOCK, dtype=torch.float64, device=device)[None]
     rule = {"mask_id": 0, "threshold": torch.tensor(0.6), "threshold_back": torch.tensor(0.9)}
     logits = _randn(1, BLOCK, LLADA.vocabulary, device=device, scale=3.0)
     calls: dict[str, Call] = {

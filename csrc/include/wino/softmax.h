@@ -8,21 +8,22 @@ namespace wino {
 constexpr int64_t kDraft = -1;  // candidate id: pick the token
 constexpr int64_t kSkip = -2;   // candidate id: leave the row alone
 
-// Sum of exp(logit - max), where max is a number near the largest logit; the empty sum is {-inf, 0}. A NaN among the
-// logits makes the sum NaN, +inf makes max +inf, and -inf alone leaves it at -inf.
+// The largest logit, and what the others add up to: the sum of exp(logit - max) over all but one of the largest. The 1
+// of that one is left out so that a probability near 1 is as exact as one near 0. A NaN among the logits makes the rest
+// NaN, +inf makes max +inf, and -inf alone leaves it at -inf, beside a rest of no account.
 struct ExpSum {
   float max;
-  double sum;
+  double rest;
 };
 
 WINO_HD ExpSum empty_exp_sum() { return {-INFINITY, 0.0}; }
 
 WINO_HD ExpSum merge(ExpSum a, ExpSum b) {
-  const float max = b.max > a.max ? b.max : a.max;
+  const bool rises = b.max > a.max;
+  const ExpSum high = rises ? b : a, low = rises ? a : b;
   // Equal maxima need no rescaling, and -inf - -inf would be NaN.
-  const double sa = a.max == max ? a.sum : a.sum * exp(static_cast<double>(a.max) - max);
-  const double sb = b.max == max ? b.sum : b.sum * exp(static_cast<double>(b.max) - max);
-  return {max, sa + sb};
+  const double scale = low.max == high.max ? 1.0 : exp(static_cast<double>(low.max) - high.max);
+  return {high.max, high.rest + (low.rest + 1.0) * scale};
 }
 
 // The winning token so far: largest value, then lowest id.
@@ -38,9 +39,9 @@ WINO_HD bool beats(Best challenger, Best holder) {
 }
 
 // softmax(logits)[token] from the token's logit; NaN when a logit was NaN or +inf, or none was finite.
-WINO_HD float probability(float logit, ExpSum row) {
+WINO_HD double probability(float logit, ExpSum row) {
   if (!(fabsf(row.max) < INFINITY)) return NAN;
-  return static_cast<float>(exp(static_cast<double>(logit) - row.max) / row.sum);
+  return exp(static_cast<double>(logit) - row.max) / (1.0 + row.rest);
 }
 
 }  // namespace wino
