@@ -405,6 +405,10 @@ def test_copies_are_draws_of_their_own(model: LLaDAModelLM) -> None:
         assert torch.equal(out.sequences[copy::3], alone.sequences)
         assert torch.equal(out.accepted_at[copy::3], alone.accepted_at)
     assert not torch.equal(out.sequences[0], out.sequences[1])
+    one = wino.generate(model, ids, None, config(seed=5, num_return_sequences=2, **rule))
+    for copy in range(2):  # one seed serves every sequence, as without copies
+        alone = wino.generate(model, ids, None, config(seed=5 + copy * 2**32, **rule))
+        assert torch.equal(one.sequences[copy::2], alone.sequences)
 
 
 def test_several_end_tokens_end_a_sequence(model: LLaDAModelLM) -> None:

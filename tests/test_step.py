@@ -18,6 +18,7 @@ import wino.step
 from wino.models import Backbone, LLaDAModelLM
 
 HOST_READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero, torch.ops.aten.nonzero}
+COPIES_OF_THE_HOST = {torch.ops.aten.lift_fresh, torch.ops.aten.lift_fresh_copy}
 DECODERS = ("wino", "low_confidence", "confidence_threshold", "prophet", "maskgit")
 
 
@@ -29,7 +30,8 @@ def model() -> LLaDAModelLM:
 class Recording(TorchDispatchMode):
     """A CUDA graph's stand-in: calls are noted with their tensors, and done again on the memory of those tensors.
 
-    A value that the host reads is frozen into a graph, so reading one is an error here.
+    A value that the host reads is frozen into a graph, and one that the host makes is copied, which waits: both are
+    errors here.
     """
 
     def __init__(self) -> None:
@@ -40,7 +42,7 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        assert function.overloadpacket not in HOST_READS, f"{function} in a step"
+        assert function.overloadpacket not in HOST_READS | COPIES_OF_THE_HOST, f"{function} in a step"
         for tensor in self._tensors((args, kwargs)):
             address = tensor.untyped_storage().data_ptr()
             if address not in self.made and address not in self.before:
@@ -101,6 +103,25 @@ def test_replayed_steps_are_plain_steps(
     out = wino.generate(model, ids, generation_config=fitting(decoder, cuda_graph=True, **settings))
     assert torch.equal(out.sequences, plain.sequences) and torch.equal(out.accepted_at, plain.accepted_at)
     assert sum(graphs) == int(out.steps[0]) - 2 * len(graphs) > 0 and len(graphs) <= 1 + (decoder == "wino")
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_replayed_steps_with_settings_of_drafts(graphs: list[int], called: bool) -> None:
+    """With a plain head and with one that has to be called."""
+    model, ids = peaked_model(), prompts(2)
+    if called:
+
+        class Head(torch.nn.Linear):
+            """As its own class a head of somebody else's."""
+
+        head = model.model.transformer["ff_out"]
+        head.__class__ = Head
+    named = {"suppress_tokens": [4], "begin_suppress_tokens": [7], "defer_tokens": [9], "stop_at_eos": True}
+    for drawn in ({}, {"temperature": 1.0, "top_k": 5, "top_p": 0.9}):
+        plain = wino.generate(model, ids, None, config(**named, **drawn))
+        out = wino.generate(model, ids, None, config(**named, **drawn, cuda_graph=True))
+        assert torch.equal(out.sequences, plain.sequences) and torch.equal(out.accepted_at, plain.accepted_at)
+    assert sum(graphs) > 0
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])

@@ -137,7 +137,9 @@ def _score(logits: Tensor, candidates: Tensor, *noise: Tensor, mask_id: int, loo
 
 
 def _barred(logits: Tensor, token: int) -> Tensor:
-    return logits.index_fill(-1, torch.tensor([token], device=logits.device), -torch.inf)
+    barred = logits.clone()
+    barred.select(-1, token).fill_(-torch.inf)  # an index tensor made on the host could not be captured in a graph
+    return barred
 
 
 def _draw(
@@ -171,7 +173,7 @@ def likeliest(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         kept = kept & (logits >= least)
     if top_p is not None and top_p < 1:
-        ordered, where = torch.where(kept, logits, -torch.inf).softmax(-1).sort(dim=-1, descending=True)
+        ordered, where = torch.where(kept, logits, -torch.inf).softmax(-1).sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         kept = kept & torch.zeros_like(kept).scatter(-1, where, before < top_p)
     return kept

@@ -97,7 +97,10 @@ def generate(
     ending = _find_ending(config, ends, tokenizer, given=inputs[2] != backbone.mask_token_id)
     copies = config.num_return_sequences or 1
     if copies > 1:
-        config, repeat = _copied(config, copies), partial(torch.repeat_interleave, repeats=copies, dim=0)
+        config, repeat = (
+            _copied(config, copies, len(inputs[0])),
+            partial(torch.repeat_interleave, repeats=copies, dim=0),
+        )
         inputs = repeat(inputs[0]), repeat(inputs[1]), repeat(inputs[2])
         guide = None if guide is None else (repeat(guide[0]), repeat(guide[1]))
     if not config.compile_step:  # torch.compile finds them itself
@@ -152,14 +155,14 @@ def _with_length(config: GenerationConfig, input_ids: Any) -> GenerationConfig:
     return GenerationConfig(**{**config.to_dict(), "max_length": None, "max_new_tokens": left})
 
 
-def _copied(config: GenerationConfig, copies: int) -> GenerationConfig:
-    """``config`` for ``copies`` rows of each sequence; the first draws what the sequence alone would."""
+def _copied(config: GenerationConfig, copies: int, batch: int) -> GenerationConfig:
+    """``config`` for ``copies`` rows of each of ``batch`` sequences; the first draws what the sequence alone would."""
     rows: dict[str, Any] = {
         name: [each for each in value for _ in range(copies)]
         for name in ("threshold", "threshold_back", "temperature")
         if isinstance(value := getattr(config, name), Sequence)
     }
-    seeds = config.seed if isinstance(config.seed, Sequence) else [config.seed]
+    seeds = config.seed if isinstance(config.seed, Sequence) else [config.seed] * batch
     return GenerationConfig(
         **{**config.to_dict(), **rows, "seed": [s + (c << 32) for s in seeds for c in range(copies)]}
     )
