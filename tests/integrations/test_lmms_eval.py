@@ -122,6 +122,36 @@ def test_an_answer_ends_where_the_task_says(plugin: ModuleType, folder: Path) ->
     assert len(words) > 2 and short == whole.partition(stop)[0] != whole
 
 
+def test_what_a_task_asks_of_the_decode_counts(plugin: ModuleType, folder: Path, monkeypatch: Any) -> None:
+    model = plugin.WinoMMaDA(str(folder), dtype="float32", gen_length=8, block_length=8)
+    taken: list[wino.GenerationConfig] = []
+
+    def generate(*arguments: Any) -> Any:
+        taken.append(arguments[3])
+        return wino.generate(*arguments)
+
+    monkeypatch.setattr(plugin, "generate", generate)
+
+    def ask(*settings: dict[str, Any]) -> list[tuple[Any, ...]]:
+        taken.clear()
+        model.generate_until(requests(model, ["is it red ?"] * len(settings), list(settings)))
+        return [(config.temperature, config.top_p, config.max_new_tokens) for config in taken]
+
+    greedy = {"temperature": 0, "top_p": 0, "num_beams": 1, "do_sample": False, "image_aspect_ratio": "original"}
+    assert ask(greedy, {"do_sample": False, "temperature": 1.0, "top_p": None}) == [(0.0, None, 8)] * 2
+    drawn = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+    assert ask({}, drawn, {"do_sample": True}, {"temperature": 0.5, "max_new_tokens": 4}) == [
+        (0.0, None, 8), (0.7, 0.9, 8), (1.0, None, 8), (0.5, None, 4)
+    ]  # fmt: skip
+    for name, error in (("num_beams", ValueError), ("repetition_penalty", ValueError), ("colour", TypeError)):
+        taken.clear()
+        with pytest.raises(error, match=name):
+            model.generate_until(requests(model, ["is it red ?"] * 2, [{}, {name: 3}]))
+        assert not taken  # before anything is decoded
+    model.settings["temperature"] = 0.25
+    assert ask(drawn, greedy) == [(0.25, None, 8)] * 2
+
+
 def test_a_request_without_pictures(plugin: ModuleType, folder: Path) -> None:
     model = plugin.WinoMMaDA(str(folder), dtype="float32", gen_length=8, block_length=8)
     (request,) = requests(model, ["is it red ?"], [{}])

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from ..config import GenerationConfig
 from ..generation import generate
 from ..models.ends import end_token_ids
+from ..models.loading import floating_dtype
 from ..multimodal import load, pad_left
 from ..tasks.evaluation import read_answers
 
 manifest = ModelManifest(model_id="wino_mmada", simple_class_path="wino.integrations.lmms_eval.WinoMMaDA")
+# Settings of a request that are not the loop's: where its answer ends and how long it is, and for LLaVA's models what
+# ``fit`` is here.
+_READ_APART = ("until", "max_new_tokens", "image_aspect_ratio")
+_OF_DRAWING = ("do_sample", "temperature", "top_k", "top_p")
 _PLACEHOLDER = re.compile(r"<image ?\d*>")  # pictures come before the text, wherever a task puts them
 
 
@@ -29,7 +33,7 @@ class WinoMMaDA(lmms):
 
     Args:
         pretrained, image_tokenizer: as of :func:`wino.multimodal.load`.
-        device: None: this process's GPU if there is one, else the CPU.
+        device: as of :func:`wino.load`; None: this process's GPU if there is one, else the CPU.
         dtype: name of a Torch dtype.
         batch_size: prompts decoded together.
         gen_length: tokens generated, where a task does not say ``max_new_tokens``.
@@ -37,7 +41,9 @@ class WinoMMaDA(lmms):
         fit: "crop": a picture's middle square, as MMaDA takes photographs; "squash": all of it, its sides scaled alone,
             as MMaDA takes diagrams and documents (AI2D, MathVista, MMMU, ...).
         prefix: text before every question, such as an instruction to reason first.
-        **settings: further settings of :class:`wino.GenerationConfig`; numbers may come as text.
+        **settings: further settings of :class:`wino.GenerationConfig`; numbers may come as text. They come before what
+            a task asks for in ``generation_kwargs``; of these, greedy ones (``do_sample`` false or temperature 0) leave
+            ``temperature``, ``top_k`` and ``top_p`` aside, as in transformers.
 
     Raises:
         ValueError, TypeError: a bad argument, named, or what :func:`wino.multimodal.load` refuses.
@@ -58,16 +64,12 @@ class WinoMMaDA(lmms):
     ) -> None:
         super().__init__()
         self._rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if device is None and torch.cuda.is_available():
-            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         self.settings = {name: _value(value) for name, value in settings.items() if name != "max_batch_size"}
         sizes = {"gen_length": gen_length, "block_length": block_length, "batch_size": batch_size}
         self.gen_length, self.block_length, self.batch_size_per_gpu = (_size(*size) for size in sizes.items())
         if fit not in ("crop", "squash"):
             raise ValueError(f"fit: expected 'crop' or 'squash', got {fit!r}")
-        kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype):
-            raise ValueError(f"dtype: expected the name of a Torch dtype such as bfloat16, got {dtype!r}")
+        kind = floating_dtype(dtype)
         self.fit, self.prefix = fit, prefix
         self._config(self.gen_length)  # a bad setting is said before the weights are read
         self._model, self.processor = load(pretrained, image_tokenizer=image_tokenizer, dtype=kind, device=device)
@@ -81,25 +83,33 @@ class WinoMMaDA(lmms):
         return self.processor.tokenizer
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """One answer a request, in their order; those of one length are decoded together."""
+        """One answer a request, in their order; those of equal settings are decoded together.
+
+        Raises:
+            ValueError, TypeError: a request's setting that the loop has not, named, before anything is decoded.
+        """
         answers = [""] * len(requests)
-        by_length: dict[int, list[int]] = {}
+        together: dict[str, tuple[GenerationConfig, list[int]]] = {}
         for number, request in enumerate(requests):
             length = int(request.args[1].get("max_new_tokens") or self.gen_length)
-            by_length.setdefault(length, []).append(number)
-        for length, numbers in by_length.items():
+            asked = self._asked(request.args[1])
+            key = repr((length, sorted(asked.items())))
+            if key not in together:
+                together[key] = self._config(length, asked), []
+            together[key][1].append(number)
+        for config, numbers in together.values():
             for first in range(0, len(numbers), self.batch_size_per_gpu):
                 chosen = numbers[first : first + self.batch_size_per_gpu]
-                texts = self._answer([requests[number] for number in chosen], length)
+                texts = self._answer([requests[number] for number in chosen], config)
                 for number, text in zip(chosen, texts, strict=True):
                     context, settings = requests[number].args[:2]
                     answers[number] = _before(text, settings.get("until"))
                     self.cache_hook.add_partial("generate_until", (context, settings), answers[number])
         return answers
 
-    def _answer(self, requests: Sequence[Any], length: int) -> list[str]:
+    def _answer(self, requests: Sequence[Any], config: GenerationConfig) -> list[str]:
         ids, mask = pad_left([self._prompt(request) for request in requests])
-        out = generate(self._model, ids, mask, self._config(length))
+        out = generate(self._model, ids, mask, config)
         generated = out.sequences[:, ids.shape[1] :].cpu()
         return read_answers(self.processor, generated, end_token_ids(self._model, self.processor))[0]
 
@@ -110,9 +120,18 @@ class WinoMMaDA(lmms):
         codes = list(self.processor.codes(pictures, self.fit).cpu()) if pictures else []
         return self.processor.layout.about_picture(codes, text)
 
-    def _config(self, length: int) -> GenerationConfig:
+    def _asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a request's ``generation_kwargs`` say of the decode."""
+        asked = {name: value for name, value in given.items() if name not in _READ_APART and value is not None}
+        drawn = asked.get("do_sample", True) and asked.get("temperature", 1.0 if asked.get("do_sample") else 0) > 0
+        if not drawn or "temperature" in self.settings:
+            return {name: value for name, value in asked.items() if name not in _OF_DRAWING}
+        return {"temperature": 1.0, **asked}
+
+    def _config(self, length: int, asked: Mapping[str, Any] | None = None) -> GenerationConfig:
         block = next(size for size in range(min(self.block_length, length), 0, -1) if length % size == 0)
-        return GenerationConfig(**{"decoder": "wino", "max_new_tokens": length, "block_length": block, **self.settings})
+        ours = {"decoder": "wino", "max_new_tokens": length, "block_length": block}
+        return GenerationConfig(**{**ours, **(asked or {}), **self.settings})
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("wino_mmada: a masked diffusion model has no likelihood of a continuation")
