@@ -217,14 +217,28 @@ def test_prophet_in_phases_of_its_own_sequence() -> None:
 def test_the_gap_of_two_largest_logits() -> None:
     """Against sorting; ties, a vocabulary of one, a token that cannot be."""
     logits = torch.randn(3, 5, 30)
+    logits[..., MASK] = -9
     top = logits.sort(-1).values
-    (gaps,) = prophet.top_two_gap(logits)
+    (gaps,) = prophet.draft_gap(logits, MASK)
     assert torch.equal(gaps, top[..., -1] - top[..., -2])
     logits[0, 0, 21] = logits[0, 0, 3] = 9.0
     logits[0, 1, :28] = -torch.inf
-    (gaps,) = prophet.top_two_gap(logits)
+    (gaps,) = prophet.draft_gap(logits, MASK)
     assert gaps[0, 0] == 0 and gaps[0, 1] == (logits[0, 1, 28] - logits[0, 1, 29]).abs()
-    assert torch.equal(prophet.top_two_gap(logits[..., :1])[0], torch.zeros(3, 5))
+    assert torch.equal(prophet.draft_gap(logits[..., :1], MASK)[0], torch.zeros(3, 5))
+    logits[1, 0, MASK] = logits[1, 0].max() + 2  # what is drafted is below it
+    torch.testing.assert_close(prophet.draft_gap(logits, MASK)[0][1, 0], torch.tensor(-2.0))
+    assert (prophet.draft_gap(logits, MASK - 40)[0] >= 0).all()
+
+
+@pytest.mark.parametrize("answer_start", [None, 20])
+def test_prophet_is_not_sure_of_a_mask(answer_start: int | None) -> None:
+    model = prophet_model(0)
+    rule = {"decoder": "prophet", "block_length": 16, "steps": 16, "answer_start": answer_start}
+    lift = torch.nn.functional.one_hot(torch.tensor(MASK), VOCAB) * 50.0
+    model.model.transformer["ff_out"].register_forward_hook(lambda module, inputs, logits: logits + lift)
+    out = generate(model, [[3, 4]], [[MASK] * LENGTH], **rule)
+    assert out.steps[0] == 16 and not (out.sequences == MASK).any()
 
 
 def test_confidence_threshold_equals_the_specified_loop() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -36,12 +38,12 @@ class Prophet(Decoder):
 
     def observe(self, state: BlockState, head: Head, hidden: Tensor) -> None:
         """Keep each sequence's mean gap for :meth:`update`."""
-        start = self.config.answer_start
+        start, gap_of = self.config.answer_start, partial(draft_gap, mask_id=self.mask_id - head.first)
         if start is not None:
-            (gaps,) = head.each_tile(top_two_gap, hidden[:, start : start + ANSWER_REGION])
+            (gaps,) = head.each_tile(gap_of, hidden[:, start : start + ANSWER_REGION])
             self.gap.copy_(gaps.mean(-1))
             return
-        (gaps,) = head.each_tile(top_two_gap, hidden)
+        (gaps,) = head.each_tile(gap_of, hidden)
         masks = state.masked.sum(-1).clamp(min=1)
         self.gap.copy_(torch.where(state.masked, gaps, 0.0).sum(-1) / masks)
 
@@ -73,9 +75,13 @@ class Prophet(Decoder):
         return needed
 
 
-def top_two_gap(logits: Tensor) -> tuple[Tensor]:
-    """Largest minus second largest of ``logits`` (..., V), float32; 0 for a tie, 0 if V = 1."""
+def draft_gap(logits: Tensor, mask_id: int) -> tuple[Tensor]:
+    """What a draft's logit is above the largest other one of ``logits`` (..., V), float32; 0 for a tie, 0 if V = 1.
+
+    Negative where the largest of all is the mask's, which is never drafted.
+    """
     if logits.shape[-1] == 1:
         return (torch.zeros_like(logits[..., 0], dtype=torch.float32),)
-    best = logits.topk(2, dim=-1).values.float()
-    return (best[..., 0] - best[..., 1],)
+    best, tokens = logits.topk(2, dim=-1)
+    gap = best[..., 0].float() - best[..., 1].float()
+    return (torch.where(tokens[..., 0] == mask_id, -gap, gap),)
