@@ -54,8 +54,8 @@ class Scorer:
             banned = [*config.suppressed, *config.begin_suppress_tokens]
             self._beginning = self._way(whole, banned, backbone.device)
         self.head = self._usual.head
-        # A drafted mask is rare: where the host may look, a step without one costs nothing more.
-        self._looks = not (config.compile_step or config.cuda_graph)
+        # A drafted mask is rare: where looking makes nobody wait, a step without one costs nothing more.
+        self._looks = backbone.device.type == "cpu" and not (config.compile_step or config.cuda_graph)
         self._choose: Callable[..., tuple[Tensor, Tensor]] | None = None
         if config.filters_draws:
             self._choose = partial(

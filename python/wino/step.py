@@ -21,8 +21,7 @@ _WARM_UP = 2  # plain steps before a capture: kernels are compiled and workspace
 
 
 def take_step(decoder: Decoder, batch: Batch, passes: Passes) -> None:
-    """One forward pass and one update of every sequence, in place; compiled or captured, nothing is read from the
-    device."""
+    """One forward pass and one update of every sequence, in place; nothing is read from a device that is no CPU."""
     state, config = batch.state, batch.config
     if batch.samples or config.remasking == "random" or config.choice_temperature > 0:
         batch.draw_seeds()

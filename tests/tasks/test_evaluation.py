@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,3 +120,27 @@ def test_the_compared_decoders(tmp_path) -> None:  # type: ignore[no-untyped-def
     (tmp_path / "presets.json").write_text('{"_source": 3}')
     with pytest.raises(ValueError, match=r"presets\.json: _source: expected a sentence"):
         load_presets(tmp_path)
+
+
+def test_many_prompts_pass_through_the_template_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that may be a program costs a process a call."""
+    model, tokenizer = wino.load("wino-tiny")
+    calls: list[int] = []
+    rendered = evaluation.render_chats
+
+    def counting(tokenizer: Any, chats: Any, **options: Any) -> Any:
+        calls.append(len(chats))
+        return rendered(tokenizer, chats, **options)
+
+    monkeypatch.setattr(evaluation, "render_chats", counting)
+    task = get_task("sum")
+    items = list(islice(task.items("heldout"), 300))
+    config = wino.GenerationConfig(max_new_tokens=task.max_new_tokens)
+    kept, prompts = evaluation.encode_checked(model, tokenizer, task, items, [config])
+    assert kept == items and calls == [256, 44]
+    alone = [evaluation.encode_checked(model, tokenizer, task, [item], [config])[1][0] for item in items[::50]]
+    assert prompts[::50] == alone
+    told: list[str] = []
+    bad = [*items[:3], Item("sum:bad", "sum 1 ☃", ""), *items[3:5]]
+    kept, prompts = evaluation.encode_checked(model, tokenizer, task, bad, [config], on_invalid=told.append)
+    assert kept == items[:5] and len(prompts) == 5 and len(told) == 1 and "sum:bad" in told[0]
