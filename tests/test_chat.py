@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from wino.chat import LONGEST_TEMPLATE, is_plain, render_chats
+from wino.models import end_token_ids
 from wino.pretrain import CHAT_TEMPLATE
 
 # Of GSAI-ML/LLaDA-8B-Instruct.
@@ -53,6 +55,25 @@ def test_only_plain_templates_are_rendered_in_this_process(monkeypatch: pytest.M
     assert is_plain(CHAT_TEMPLATE) and not any(is_plain(template) for template in (LLADA, *OTHERS))
     monkeypatch.setattr(subprocess, "run", None)
     assert render_chats(tokenizer_with(CHAT_TEMPLATE), CHATS[:1]) == ["<|user|> What is 2 + 2? \n<|assistant|>"]
+
+
+def test_what_ends_an_answer_costs_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked at every decode that is given a tokenizer."""
+    runs: list[Any] = []
+    run = subprocess.run
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        runs.append(arguments)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    model = SimpleNamespace(config=SimpleNamespace(eos_token_id=7))
+    template = "{% for m in messages %}{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    for _ in range(3):
+        assert end_token_ids(model, tokenizer_with(template)) == (7, 1)
+    assert len(runs) == 1
+    assert end_token_ids(model, tokenizer_with(template.replace("eos_token", "bos_token"))) == (7, 1, 0)
+    assert len(runs) == 2
 
 
 HOSTILE = {

@@ -44,7 +44,12 @@ def render_chats(tokenizer: Any, chats: Sequence[list[dict[str, str]]], *, for_a
     if not isinstance(template, str) or is_plain(template):
         return [tokenizer.apply_chat_template(chat, add_generation_prompt=for_answer, tokenize=False) for chat in chats]
     settings = {**tokenizer.special_tokens_map, "add_generation_prompt": for_answer}
-    request = json.dumps([template, list(chats), settings, _SECONDS]).encode()
+    return list(_rendered_apart(json.dumps([template, list(chats), settings, _SECONDS]).encode()))
+
+
+@lru_cache(8)  # what ends an answer is asked again with every batch
+def _rendered_apart(request: bytes) -> tuple[str, ...]:
+    """The texts of a request to ``chat_worker``."""
     try:
         done = subprocess.run(
             [sys.executable, "-I", str(Path(__file__).with_name("chat_worker.py")), *sys.path],
@@ -59,7 +64,7 @@ def render_chats(tokenizer: Any, chats: Sequence[list[dict[str, str]]], *, for_a
     answer = json.loads(done.stdout)
     if isinstance(answer, str):
         raise ValueError(f"chat template: {answer}")
-    return answer
+    return tuple(answer)
 
 
 def _unending() -> str:
