@@ -151,6 +151,11 @@ def test_a_setting_that_the_decoder_does_not_go_by_is_refused(name: str, model: 
         ({"suppress_tokens": 4}, "suppress_tokens: expected token ids, got 4"),
         ({"suppress_tokens": [37]}, r"suppress_tokens: token ids must lie in \[0, 37\), got 37"),
         ({"suppress_tokens": list(range(37))}, "suppress_tokens: expected some token that may be drafted"),
+        (
+            {"begin_suppress_tokens": list(range(30)), "defer_tokens": list(range(30, 37))},
+            "begin_suppress_tokens, defer_tokens: expected some token that may be drafted",
+        ),
+        ({"token_range": (MASK, MASK + 1)}, "token_range: expected some token that may be drafted"),
         ({"begin_suppress_tokens": [-1]}, "begin_suppress_tokens: expected token ids"),
         ({"begin_suppress_tokens": [99]}, "begin_suppress_tokens: token ids must lie in"),
         ({"defer_tokens": ["a"]}, "defer_tokens: expected token ids"),

@@ -262,8 +262,10 @@ def _check_drafts(backbone: Backbone, config: GenerationConfig) -> None:
     barred = {backbone.mask_token_id, *config.suppressed, *(config.defer_tokens or ())}
     barred |= {*(config.begin_suppress_tokens or ())}
     if barred.issuperset(range(*config.token_range or (0, size))):
+        names = ("token_range", "suppress_tokens", "bad_words_ids", "begin_suppress_tokens", "defer_tokens")
         raise ValueError(
-            "suppress_tokens: expected some token that may be drafted, all of them are suppressed or deferred"
+            f"{', '.join(name for name in names if getattr(config, name))}: expected some token that may be drafted, "
+            "all of them are suppressed or deferred, or the mask's"
         )
 
 
