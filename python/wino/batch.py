@@ -89,7 +89,7 @@ class Batch:
         )
         self.seed = per_request(config.seed, batch, device, torch.int64)
         self.end_token_ids = torch.tensor(ends, dtype=torch.int64, device=device)
-        self.samples = any(value > 0 for value in _values(config.temperature))
+        self.samples = config.samples  # a compiled step depends on whether, not on the temperature
         self.common_start = self._start_of([0])
         self._start_blocks(batch, device)
         self._lay_out(visible, guide)
@@ -340,7 +340,3 @@ class Batch:
         self.report = self.report[:, : len(rows)].contiguous()
         keep_rows(self, rows, shared=("offsets", "embedded_rows", "report", "end_token_ids"))
         self._find_rows()
-
-
-def _values(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, Sequence) else [value]

@@ -257,7 +257,7 @@ class GenerationConfig(transformers.GenerationConfig):
 
     def _check_drawing(self) -> None:
         """What has to do with chance."""
-        samples = any(value > 0 for value in _per_sequence(self.temperature))
+        samples = self.samples
         if self.do_sample not in (None, True, False):
             raise ValueError(f"do_sample: expected True, False or None, got {self.do_sample!r}")
         if self.do_sample is not None and self.do_sample != samples:
@@ -320,10 +320,14 @@ class GenerationConfig(transformers.GenerationConfig):
         return [*(self.suppress_tokens or ()), *(token for word in self.bad_words_ids or () for token in word)]
 
     @property
+    def samples(self) -> bool:
+        """Whether a draft of some sequence is drawn."""
+        return any(value > 0 for value in _per_sequence(self.temperature))
+
+    @property
     def filters_draws(self) -> bool:
         """Whether ``top_k`` or ``top_p`` leaves something out of what is drawn."""
-        samples = any(value > 0 for value in _per_sequence(self.temperature))
-        return samples and (bool(self.top_k) or self.top_p not in (None, 1.0))
+        return self.samples and (bool(self.top_k) or self.top_p not in (None, 1.0))
 
     @property
     def stops(self) -> tuple[str, ...]:
