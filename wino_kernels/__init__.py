@@ -164,8 +164,8 @@ def accept_remask_(
         masked: ``(B, K)`` bool, written. Positions still to be filled.
         revocable: ``(B, K)`` bool, written. Positions that a re-mask may reopen; disjoint from ``masked``.
         token_ids: ``(B, K)`` int64. The drafted tokens; read at masked positions.
-        confidence: ``(B, K)`` float64, or float32. Of the draft at masked positions, of the verification at revocable
-            ones. Ranked as it is, compared with the thresholds as float32.
+        confidence: ``(B, K)`` float64, or float32, which is converted first (that allocates). Of the draft at masked
+            positions, of the verification at revocable ones. Ranked as it is, compared with the thresholds as float32.
         last_accepted: ``(B,)`` int32, written. Number accepted by the block's previous step; 30 at its start.
         mask_id: token id of ``[MASK]``, written where a token is taken back.
         threshold: per sequence, float32 in [0, 1]: drafts above it are accepted (the surest one always).
@@ -216,8 +216,8 @@ def accept_(
         tokens: ``(B, K)`` int64, written. The in-place tensors have unit stride in K and any stride between rows.
         masked: ``(B, K)`` bool, written.
         token_ids: ``(B, K)`` int64, the drafted tokens; read at masked positions.
-        confidence: ``(B, K)`` float64, or float32, of the drafts; read at masked positions. Ranked as it is, compared
-            with the threshold as float32.
+        confidence: ``(B, K)`` float64, or float32, which is converted first (that allocates); of the drafts, read at
+            masked positions. Ranked as it is, compared with the threshold as float32.
         threshold: per sequence, float32 in [0, 1]: accept confidence >= threshold, always at least the largest.
         count: per sequence, int32 or int64, >= 0: accept this many of the largest (all if fewer are masked). Exactly
             one of ``threshold`` and ``count`` is given. Equal confidences: the lowest position first.

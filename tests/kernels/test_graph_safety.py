@@ -59,12 +59,19 @@ class Watch(TorchDispatchMode):
         return result
 
 
+def _is_confidence(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
 def as_captured(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call as a graph's owner makes it: small inputs dense, the temperature per row, so that nothing is spread."""
+    """A call as a graph's owner makes it: small inputs dense, the temperature per row, so that nothing is spread;
+    confidences in float64, as our own operators return them, so that nothing is converted."""
     _, args, kwargs = operator_calls()[name]
     args = tuple(value.detach() if isinstance(value, Tensor) else value for value in args)
     if name == "score_tokens, noise":
         args = (args[0], args[1].contiguous())
+    if name.startswith("accept"):
+        args = tuple(value.double() if _is_confidence(value) else value for value in args)
     if name == "wino_step_, noise":
         kwargs = {**kwargs, "temperature": kwargs["temperature"][:, None].expand(B, K).contiguous()}
     return args, kwargs
