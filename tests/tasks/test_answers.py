@@ -452,6 +452,18 @@ def test_numbers() -> None:
     assert sum(len(right) for right, _ in NUMBERS.values()) >= 60 and sum(len(w) for _, w in NUMBERS.values()) >= 30
 
 
+def test_digits_of_full_width_and_x_as_a_sign() -> None:
+    assert answers.final_number("\\boxed{\uff11\uff12}") == 12
+    for text, right in {
+        "3x5+7": True,
+        "3 x 5 + 7": True,
+        r"\text{3*5+7}": True,
+        "x3*5+7": False,
+        "3x5+8": False,
+    }.items():
+        assert answers.reaches(text, [3, 5, 7], 22) == right, text
+
+
 def test_countdown() -> None:
     task = get_task("countdown-text")
     for (numbers, target), (right, wrong) in COUNTDOWN.items():
@@ -490,6 +502,28 @@ def test_letters(
     row = {"question": "?", "choices": {"label": list(labels), "text": list(options)}, "answerKey": gold}
     item = task.item(row)
     assert verdicts(task, item, right + wrong) == dict.fromkeys(right, True) | dict.fromkeys(wrong, False)
+
+
+def test_a_letter_that_is_denied_is_no_answer() -> None:
+    said = {
+        "B": ["B\n\nExplanation: A is wrong because C", "It's B, definitely not D.", "Not A, so B", "(B)\n\nA isn't"],
+        "D": ["Not B but D", "B is wrong. It must be D"],
+        None: [
+            "It cannot be B",
+            "The answer isn't B",
+            "B is wrong.",
+            "B is clearly incorrect",
+            "All except B",
+            "It is not B",
+            "Neither B nor D",
+            "\\boxed{B is wrong}",
+            "Rule out B",
+            "B can't be",
+        ],
+    }
+    for label, texts in said.items():
+        for text in texts:
+            assert answers.letter(text, "ABCD", ["a cat", "ore", "both", "iron"]) == label, text
 
 
 def test_letters_are_enough() -> None:

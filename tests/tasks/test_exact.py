@@ -41,6 +41,9 @@ def test_what_counts_as_equal() -> None:
     assert {text: task.grade(item, text) for text in WRONG} == dict.fromkeys(WRONG, False)
     several = task.item({"prompt": "New?", "target": ["New  York", "NYC"]})
     assert task.grade(several, "new york") and task.grade(several, "NYC") and not task.grade(several, "York")
+    assert task.grade(item, "\\boxed{\\text{Paris}}") and not task.grade(item, "\\boxed{\\text{Rome}}")
+    point = task.item({"question": "Half?", "answer": ".5"})
+    assert [task.grade(point, text) for text in (".5", "**.5**", "5", "5.", "-.5")] == [True, True, False, False, False]
     lines = task.item({"question": "Rows?", "answer": "a b\nc d"})
     assert task.grade(lines, "A b\nC d") and not task.grade(lines, "c d")
 

@@ -18,6 +18,7 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("\u00a0\u202f\u2009\u2007", " "),
         **dict.fromkeys("\u00d7\u22c5\u00b7\u2217\u2219\u2715", "*"),
         **dict.fromkeys("\u00f7\u2215\u2044", "/"),
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
     }
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}")
@@ -55,6 +56,11 @@ def tagged(text: str, tag: str = "answer") -> str | None:
     text = text[-LONGEST:]
     start = text.rfind(f"<{tag}>")
     return None if start < 0 else text[start + len(tag) + 2 :].partition(f"</{tag}>")[0]
+
+
+def unwrapped(text: str) -> str:
+    r"""``text`` with what ``\text{...}`` and its like hold in their place."""
+    return _TEXT.sub(r"\1", text)
 
 
 def number(text: str) -> Fraction | None:
@@ -126,9 +132,10 @@ def expression(text: str) -> tuple[Fraction, list[int]] | None:
     LaTeX's ways of writing them are read, and products without a sign: ``6/2(3)`` is 9, from left to right.
     """
     text = text.strip()[: 4 * _EXPRESSION].translate(_CHARACTERS)
-    text = _SPACING.sub(" ", _DRESS.sub("", text)).strip().rstrip(".")
+    text = _SPACING.sub(" ", _DRESS.sub("", unwrapped(text))).strip().rstrip(".")
     for written, meant in _SIGNS:
         text = text.replace(written, meant)
+    text = re.sub(r"(?<=[0-9)]) ?x ?(?=[0-9(])", "*", text)
     text = _SHORT_FRACTION.sub(lambda part: f"(({part[1] or part[2]})/({part[3] or part[4]}))", text)
     while (simpler := _FRACTION.sub(r"((\1)/(\2))", text)) != text:
         text = simpler
@@ -201,6 +208,16 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"(?:the\s+)?(?:option|choice|letter|answer)\b\s?:?\s*", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|never|cannot|except|neither|nor|instead\s+of|rather\s+than|rules?\s+out|eliminates?)|n['\u2019]t)"
+    r"(?:\s+be)?\s+(?:the\s+)?(?:(?:option|choice|letter|answer)\s+)?\(?\Z",
+    re.IGNORECASE,
+)
+_DENIED_BEHIND = re.compile(
+    r"\)?\s*(?:(?:is|would\s+be|must\s+be)\s+(?:\w+ly\s+)?(?:not|wrong|incorrect|false|ruled\s+out)\b|isn['\u2019]t\b"
+    r"|can(?:not|['\u2019]t)\b)",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r"\s+(?:because|since|as|is|was|due)\b")
 _MARKUP = str.maketrans("", "", '*_`$"\u201c\u201d')
 
@@ -214,7 +231,8 @@ def letter(text: str, labels: Sequence[str], options: Sequence[str] = ()) -> str
     """The label of the option a text settles on; None where it names none, or more than one.
 
     Looked at is the last box, else the last answer tag, else what follows the last "answer is" or "answer:", else the
-    label that begins a line, else the only letter that stands alone. The words of an option count as its label.
+    label that begins a line or is all of it, else the only letter that stands alone and is not denied ("not B"). The
+    words of an option count as its label.
     """
     inside = boxed(text)
     if inside is None:
@@ -230,7 +248,7 @@ def letter(text: str, labels: Sequence[str], options: Sequence[str] = ()) -> str
         if found is not None:
             return found
     names = "|".join(map(re.escape, labels))
-    begun = set(re.findall(rf"^[ \t]*\(?({names})[).:](?!\w)", text, re.MULTILINE))
+    begun = set(re.findall(rf"^[ \t]*\(?({names})(?:[).:](?!\w)|[ \t]*$)", text, re.MULTILINE))
     if len(begun) == 1:
         return str(begun.pop())
     letters = "|".join(label for label in labels if label.isalpha())
@@ -240,9 +258,14 @@ def letter(text: str, labels: Sequence[str], options: Sequence[str] = ()) -> str
     alone = {
         name[1]
         for name in (re.finditer(rf"(?<![\w'.])({letters})(?![\w'])", text) if letters else ())
-        if not (name[1] in "AI" and _is_a_word(text, name))
+        if not (name[1] in "AI" and _is_a_word(text, name)) and not _is_denied(text, name)
     }
     return alone.pop() if len(alone) == 1 else None
+
+
+def _is_denied(text: str, name: re.Match[str]) -> bool:
+    before, behind = text[max(0, name.start() - 40) : name.start()], text[name.end() : name.end() + 40]
+    return _DENIED_BEFORE.search(before) is not None or _DENIED_BEHIND.match(behind) is not None
 
 
 def _is_a_word(text: str, name: re.Match[str]) -> bool:
@@ -262,7 +285,7 @@ def _is_a_word(text: str, name: re.Match[str]) -> bool:
 
 def _chosen(part: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The label that a short text says."""
-    part = re.sub(r"\\[()\[\],;:! ]", " ", _TEXT.sub(r"\1", part)).translate(_MARKUP).strip()
+    part = re.sub(r"\\[()\[\],;:! ]", " ", unwrapped(part)).translate(_MARKUP).strip()
     cue = _CUE.search(part) or _NAMED.match(part)
     part = part[cue.end() :] if cue else part
     of_name = {label.lower(): label for label in labels}
@@ -272,6 +295,8 @@ def _chosen(part: str, labels: Sequence[str], options: Sequence[str]) -> str | N
     begun = re.match(rf"[(\[]?\s?({names})(?![\w'])(\s?[)\].:]+)?", part, re.IGNORECASE)
     if begun is not None and not (begun[2] and re.match(r"\w", part[begun.end() :])):
         label, rest = of_name[begun[1].lower()], part[begun.end() :]
+        if _DENIED_BEHIND.match(rest):
+            return None
         also = re.match(rf"\s*(?:(?:and|or|[,/&;+])\s*)+[(\[]?({names})(?![\w'])", rest, re.IGNORECASE)
         if also is not None and of_name[also[1].lower()] != label and (also[1] in labels or rest[: also.end()] == rest):
             return None

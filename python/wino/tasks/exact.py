@@ -22,7 +22,7 @@ class Exact(TextTask):
     The reply's answer is what stands in its last box, else in its last ``<answer>``, else behind "answer is" or
     "answer:" in its last line that is not empty, else that line. It is right if it equals the column's answer (one of
     them, if that is a list), or if the whole reply does: as Unicode NFKC, without regard to case, runs of white space
-    and stops, quotes and markup around it.
+    and stops, quotes and markup around it (``\\text{}`` included).
     """
 
     name, title, threshold = "exact", "questions and answers of a file, by equal text", 0.6
@@ -61,8 +61,11 @@ def reply_of(text: str) -> str:
 
 def normalised(text: str) -> str:
     """Text as it is compared."""
-    plain = unicodedata.normalize("NFKC", text[: answers.LONGEST]).casefold()
-    return " ".join(plain.strip(_AROUND).split())
+    plain = unicodedata.normalize("NFKC", answers.unwrapped(text[: answers.LONGEST])).casefold()
+    stripped = plain.strip(_AROUND)
+    if stripped[:1].isdecimal() and plain[: plain.find(stripped)].endswith("."):
+        stripped = f".{stripped}"  # a decimal's point
+    return " ".join(stripped.split())
 
 
 def _column(row: dict[str, Any], what: str, named: str | None, usual: tuple[str, ...]) -> Any:
