@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -132,3 +133,22 @@ def test_eval_writes_the_curve_and_resumes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(curve, "evaluate", None)
     assert CliRunner().invoke(app, command).exit_code == 0
     assert json.loads((tmp_path / "eval.json").read_text())["rows"] == written["rows"]
+
+
+def test_a_kept_measurement_that_is_none_is_named(tmp_path: Path) -> None:
+    bench, task, config = Workbench("base", *wino.load("wino-tiny"), tmp_path), get_task("sum"), GenerationConfig()
+    items = list(islice(task.items("heldout"), 2))
+    folder = next(iter([bench._cache]))
+    assert folder is not None
+    folder.mkdir(parents=True)
+    kept = folder / f"{bench.name_of(task, items, config)}.json"
+    for content in (
+        "",
+        "[]",
+        "{}",
+        '{"texts": ["a"]}',
+        '{"texts": 3, "correct": 3, "tokens": 3, "steps": 3, "seconds": 1}',
+    ):
+        kept.write_text(content)
+        with pytest.raises(ValueError, match=re.escape(f"{kept}: expected a measurement; remove the file")):
+            bench.run(task, items, config)

@@ -17,6 +17,7 @@ from wino_kernels.backends import cpu_isa
 
 from ..config import GenerationConfig
 from ..files import write_atomically
+from ..foreign import read_json
 from ..models.ends import end_token_ids
 from .base import Item, Task
 from .evaluation import Evaluation, evaluate
@@ -79,15 +80,26 @@ class Workbench:
             return evaluate(self.model, self.tokenizer, task, items, config, **about)
         path = self._cache / f"{self.name_of(task, items, config)}.json"
         if path.exists():
+            measured = _read_measured(path)
             if on_batch is not None:
                 on_batch(len(items))
-            return Evaluation(**json.loads(path.read_text()))
+            return measured
         path.parent.mkdir(parents=True, exist_ok=True)
         journal = path.with_suffix(".partial.jsonl")
         result = evaluate(self.model, self.tokenizer, task, items, config, journal=journal, **about)
         write_atomically(path, json.dumps(asdict(result), default=str))
         journal.unlink(missing_ok=True)
         return result
+
+
+def _read_measured(path: Path) -> Evaluation:
+    try:
+        measured = Evaluation(**read_json(path))
+        if len({len(getattr(measured, name)) for name in ("texts", "correct", "tokens", "steps")}) != 1:
+            raise TypeError
+        return measured
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: expected a measurement; remove the file to measure again") from None
 
 
 @dataclass(frozen=True)
