@@ -848,7 +848,7 @@ def test_where_the_model_decodes_is_one_line_on_stderr(checkpoint: Path) -> None
     result = wino("generate", "sum 34+08-15", "--model", checkpoint)
     assert result.exit_code == 0
     threads, isa = torch.get_num_threads(), wino_kernels.backends.cpu_isa()
-    expected = f"{checkpoint} on cpu with {threads} threads, float32, kernels: cpu ({isa})\n"
+    expected = f"{checkpoint} on cpu with {threads} thread{'s' * (threads > 1)}, float32, kernels: cpu ({isa})\n"
     assert torch.cuda.is_available() or result.stderr == expected
 
 

@@ -90,10 +90,11 @@ def test_a_bad_last_row_is_named_before_any_decoding(
             patch.setattr(module, "generate", None)
         refused = run(command, m0, data, *output(command, tmp_path))
     assert refused.exit_code == 2 and refused.stdout == "", refused.output
-    assert re.search(rf"(?m)^wino: {data}, line 3: .*{re.escape(told)}.*--skip-invalid.*\n\Z", refused.stderr)
+    assert re.fullmatch(rf"wino: {data}, line 3: .*{re.escape(told)}.*--skip-invalid.*\n", refused.stderr)
     taken = run(command, m0, data, *output(command, tmp_path), "--skip-invalid")
     assert taken.exit_code == 0, taken.output
-    assert re.search(rf"(?m)^1 row was left out\n  {data}, line 3: .*{re.escape(told)}", taken.stderr)
+    placed = rf"{m0} on .*, kernels: .*\n"
+    assert re.fullmatch(rf"1 row was left out\n  {data}, line 3: .*{re.escape(told)}.*\n{placed}", taken.stderr)
     if command == "eval":
         report = json.loads((tmp_path / "out.json").read_text())
         assert report["n"] == len(report["results"][0]["texts"]) == 2

@@ -33,7 +33,8 @@ def describe_placement(model: Any) -> str:
     if device.type == "cuda":
         where = f"{device} ({torch.cuda.get_device_name(device)})"
     else:
-        where = f"{device} with {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        where = f"{device} with {threads} thread{'' if threads == 1 else 's'}"
     backend = backends.serving(backends.current_backend(), "linear_score_tokens", device.type)
     kernels = f"cpu ({backends.cpu_isa()})" if backend == "cpu" else backend
     return f"{where}, {str(parameter.dtype).removeprefix('torch.')}, kernels: {kernels}"

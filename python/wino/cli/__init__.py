@@ -361,9 +361,9 @@ def eval_command(
     its preset.
     """
     from .evaluate import run_eval
-    from .session import chosen_settings, one_of, thresholds_of
+    from .session import chosen_settings, numbers_of, one_of
 
-    models, decoders, thresholds = model or ["wino-tiny"], decoder or [], thresholds_of(threshold)
+    models, decoders, thresholds = model or ["wino-tiny"], decoder or [], numbers_of("--threshold", threshold)
     items: dict[str, Any] = {
         "data": data,
         "n": n,

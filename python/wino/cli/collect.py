@@ -14,10 +14,9 @@ from ..plus.collect import TEMPERATURES, THRESHOLD, THRESHOLD_BACK, Shard, colle
 from ..plus.records import read_trajectories
 from ..progress import ProgressReport
 from ..tasks import Item, Task
-from .errors import BadInputError
 from .evaluate import task_to_run
 from .outcome import Skipped
-from .session import check_writable, open_session
+from .session import check_writable, numbers_of, open_session
 
 _GENERATED = 1000
 
@@ -49,7 +48,12 @@ def run_collect(
     own = {**task.presets.get("wino", {}), "threshold": THRESHOLD, "threshold_back": THRESHOLD_BACK}
     defaults = {"max_new_tokens": task.max_new_tokens, **own}
     config = GenerationConfig(**{**defaults, **settings, "decoder": "wino"})
-    session.announce()
+    tried = TEMPERATURES if temperatures is None else tuple(numbers_of("--temperatures", temperatures))
+
+    def checked() -> None:
+        skipped.tell()
+        session.announce()
+
     with ProgressReport(_share(task, shard), len(items[shard.rank :: shard.world])) as report:
         complete = collect(
             session.model,
@@ -59,14 +63,14 @@ def run_collect(
             out,
             config,
             name=model,
-            temperatures=TEMPERATURES if temperatures is None else _numbers(temperatures),
+            temperatures=tried,
             batch_size=batch_size,
             shard=shard,
             source=source,
+            on_checked=checked,
             on_items=report.advance,
             on_invalid=skipped,
         )
-    skipped.tell()
     if not complete:
         print(f"process {shard.rank + 1} of {shard.world} is done; others are not yet", file=sys.stderr)
         return
@@ -98,10 +102,3 @@ def _items(
 def _shard() -> Shard:
     """Of ``torchrun`` and ``accelerate launch``."""
     return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise BadInputError(f"--temperatures: expected numbers such as 0,0.1,0.2, got {text!r}") from None

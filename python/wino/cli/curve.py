@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -51,62 +52,92 @@ def run_curve(
     require("eval", "scipy", "matplotlib")
     if data is not None and len(tasks) > 1:
         raise BadInputError(f"--data: one file holds items of one task, got {len(tasks)} tasks")
-    labelled = [_labelled(model) for model in models]
-    labels = [label for label, _ in labelled]
-    if len(set(labels)) < len(labels):
-        raise BadInputError(f"--model: expected a label of its own for each, got {', '.join(labels)}")
+    labelled = _labelled(models)
     to_run = [task_to_run(name, allow_code_execution, allow_unsandboxed, asked) for name in dict.fromkeys(tasks)]
     skipped = Skipped(skip_invalid)
-    chosen = {task.name: (task, select_items(task, data, split, item_seed, n, skipped)) for task in to_run}
+    chosen = [(task, select_items(task, data, split, item_seed, n, skipped)) for task in to_run]
     out.mkdir(parents=True, exist_ok=True)
     pictures = any(task.has_pictures for task in to_run)
     with kept_report(out):
-        sessions = {label: open_session(name, device, pictures=pictures) for label, name in labelled}
-        points: dict[str, list[Point]] = {name: [] for name in chosen}
-        configs = {
-            (label, name): list(_configs(session, task, settings, decoders, thresholds))
-            for label, session in sessions.items()
-            for name, (task, _) in chosen.items()
-        }
-        prompts: dict[tuple[str, str], dict[str, list[int]]] = {}
-        for name, (task, items) in chosen.items():
-            for label, session in sessions.items():  # an item that one model cannot decode is left out for all
-                own = [config for _, config in configs[label, name]]
-                items, ids = encode_checked(session.model, session.tokenizer, task, items, own, on_invalid=skipped)
-                prompts[label, name] = dict(zip((item.key for item in items), ids, strict=True))
-            if not items:
-                raise skipped.none_left(name if data is None else str(data))
-            chosen[name] = (task, items)
+        sessions = {label: open_session(name, device, pictures=pictures) for label, name in labelled.items()}
+        swept = partial(_configs, settings=settings, decoders=decoders, thresholds=thresholds)
+        configs = [{label: list(swept(one, task)) for label, one in sessions.items()} for task in to_run]
+        runs: list[_Run] = []
+        for (task, items), own in zip(chosen, configs, strict=True):
+            runs += _checked(task, items, sessions, own, out / "measured", skipped)
+            if not runs[-1].items:
+                raise skipped.none_left(task.name if data is None else str(data))
         skipped.tell()
-        benches = {
-            label: Workbench(label, session.model, session.tokenizer, out / "measured")
-            for label, session in sessions.items()
-        }
-        names = {
-            (label, name, number): benches[label].name_of(*chosen[name], config)
-            for (label, name), own in configs.items()
-            for number, (_, config) in enumerate(own)
-        }
-        check_replaces(out / "eval.json", names.values())
-        total = sum(len(configs[label, name]) * len(chosen[name][1]) for label, name in configs)
+        check_replaces(out / "eval.json", [name for run in runs for name in run.measured])
         for session in sessions.values():
             session.announce()
-        with ProgressReport("eval", total) as report:
-            for label, bench in benches.items():
-                for name, (task, items) in chosen.items():
-                    ids = [prompts[label, name][item.key] for item in items]
-                    for number, (decoder, config) in enumerate(configs[label, name]):
-                        result = bench.run(
-                            task, items, config, batch_size=batch_size, on_batch=report.advance, prompts=ids
-                        )
-                        measured = names[label, name, number]
-                        points[name].append(Point(name, label, decoder, config, result, measured))
-        _write(out, chosen, points, skipped)
+        _write(out, _measured(runs, batch_size), skipped)
 
 
-def _labelled(model: str) -> tuple[str, str]:
-    label, equals, name = model.partition("=")
-    return (label, name) if equals else (model, model)
+class _Run(NamedTuple):
+    """A task on a model: the items that every model can decode, and the settings to decode them with."""
+
+    bench: Workbench
+    task: Task
+    items: list[Item]
+    prompts: list[list[int]]
+    configs: list[tuple[str, GenerationConfig]]
+
+    @property
+    def measured(self) -> list[str]:
+        """The measurements' names."""
+        return [self.bench.name_of(self.task, self.items, config) for _, config in self.configs]
+
+
+def _checked(
+    task: Task,
+    items: list[Item],
+    sessions: dict[str, Session],
+    configs: dict[str, list[tuple[str, GenerationConfig]]],
+    kept: Path,
+    skipped: Skipped,
+) -> list[_Run]:
+    """The runs of ``task``, one a model; an item that one model cannot decode is left out for all."""
+    prompts: dict[str, dict[str, list[int]]] = {}
+    for label, session in sessions.items():
+        own = [config for _, config in configs[label]]
+        items, ids = encode_checked(session.model, session.tokenizer, task, items, own, on_invalid=skipped)
+        prompts[label] = dict(zip((item.key for item in items), ids, strict=True))
+    return [
+        _Run(
+            Workbench(label, session.model, session.tokenizer, kept),
+            task,
+            items,
+            [prompts[label][item.key] for item in items],
+            configs[label],
+        )
+        for label, session in sessions.items()
+    ]
+
+
+def _measured(runs: list[_Run], batch_size: int) -> list[tuple[_Run, list[Point]]]:
+    """Every run with its points."""
+    total = sum(len(run.configs) * len(run.items) for run in runs)
+    found = []
+    with ProgressReport("eval", total) as report:
+        for run in runs:
+            points = []
+            for (decoder, config), name in zip(run.configs, run.measured, strict=True):
+                result = run.bench.run(
+                    run.task, run.items, config, batch_size=batch_size, on_batch=report.advance, prompts=run.prompts
+                )
+                points.append(Point(run.task.name, run.bench.label, decoder, config, result, name))
+            found.append((run, points))
+    return found
+
+
+def _labelled(models: list[str]) -> dict[str, str]:
+    """Label -> model, of "label=model"; a model without a label is its own."""
+    pairs = [(label, name if equals else label) for label, equals, name in (model.partition("=") for model in models)]
+    labels = [label for label, _ in pairs]
+    if len(set(labels)) < len(labels):
+        raise BadInputError(f"--model: expected a label of its own for each, got {', '.join(labels)}")
+    return dict(pairs)
 
 
 def _configs(
@@ -126,22 +157,25 @@ def _configs(
             yield from select_configs(task, {**own_settings, **own, "decoder": decoder}, session.presets).items()
 
 
-def _write(
-    out: Path, chosen: dict[str, tuple[Task, list[Item]]], points: dict[str, list[Point]], skipped: Skipped
-) -> None:
+def _write(out: Path, measured: list[tuple[_Run, list[Point]]], skipped: Skipped) -> None:
     console = Console(highlight=False)
-    rows = [point.row() for group in points.values() for point in group]
-    tests = [compare(point, group[0]) for group in points.values() for point in group[1:]]
+    groups: dict[str, list[Point]] = {}
+    tasks: dict[str, tuple[Task, int]] = {}
+    for run, points in measured:
+        groups.setdefault(run.task.name, []).extend(points)
+        tasks[run.task.name] = (run.task, len(run.items))
+    rows = [point.row() for group in groups.values() for point in group]
+    tests = [compare(point, group[0]) for group in groups.values() for point in group[1:]]
     text = "# Accuracy under parallelism\n\nIntervals are 95 %: bootstrap; Wilson's where all answers agree. "
     text += "Differences and p-values (exact McNemar) are paired by item, against the first line of each table.\n"
-    for name, group in points.items():
-        text += f"\n## {chosen[name][0].title} (`{name}`), {len(chosen[name][1])} items\n\n"
-        text += markdown_table(group, group[0])
+    for name, group in groups.items():
+        task, n = tasks[name]
+        text += f"\n## {task.title} (`{name}`), {n} items\n\n" + markdown_table(group, group[0])
     if skipped.about()["count"]:
         text += f"\n{skipped.summary()}; eval.json says why.\n"
     report = {"rows": rows, "tests": tests, "skipped": skipped.about()}
     write_atomically(out / "eval.json", json.dumps(report, indent=1) + "\n")
     write_atomically(out / "eval.md", text + "\n![Accuracy against tokens per forward](eval.png)\n")
-    plot_curves(rows, out / "eval.png", {name: task.title for name, (task, _) in chosen.items()})
+    plot_curves(rows, out / "eval.png", {name: task.title for name, (task, _) in tasks.items()})
     console.print(text, markup=False, soft_wrap=True)
     console.print(f"written: {out / 'eval.json'}, {out / 'eval.md'}, {out / 'eval.png'}", markup=False, soft_wrap=True)

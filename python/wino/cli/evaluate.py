@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +26,7 @@ from ..tasks.text import CodeTask, TextTask
 from .errors import BadInputError
 from .outcome import Skipped, check_replaces, kept_report
 from .report import legend, print_table
-from .session import Presets, check_writable, open_session
+from .session import Presets, Session, check_writable, open_session
 
 _GENERATED = 200
 _SHARED = (
@@ -129,32 +130,16 @@ def run_eval(
     with kept_report(json_file):
         session = open_session(model, device, pictures=task.has_pictures)
         configs = select_configs(task, settings, session.presets)
-        with ProgressReport("checking", len(items)) as report:
-            items, prompts = encode_checked(
-                session.model,
-                session.tokenizer,
-                task,
-                items,
-                list(configs.values()),
-                on_invalid=skipped,
-                on_item=report.advance,
-            )
         source = f"generated {split} items, seed {item_seed}" if data is None else str(data)
-        if not items:
-            raise skipped.none_left(source)
-        skipped.tell()
+        items, prompts = _checked(session, task, items, configs, source, skipped)
         kept = None if json_file is None else json_file.with_name(f"{json_file.name}.partial")
         bench = Workbench(model, session.model, session.tokenizer, kept)
         names = {} if json_file is None else {k: bench.name_of(task, items, config) for k, config in configs.items()}
         if json_file is not None:
             check_replaces(json_file, names.values())
         session.announce()
-        try:
+        with _kept(kept):
             evaluations = evaluate_all(bench, task, items, configs, batch_size, prompts)
-        except BaseException:
-            if kept is not None and kept.exists():
-                print(f"{kept} keeps what was decoded; the same command goes on from there", file=sys.stderr)
-            raise
         _print(task, items, evaluations, f"{source}), model {model}", batch_size)
         if json_file is None or kept is None:
             return
@@ -170,6 +155,42 @@ def run_eval(
         written = about | _results(items, evaluations, names)
         write_atomically(json_file, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
         shutil.rmtree(kept, ignore_errors=True)
+
+
+def _checked(
+    session: Session,
+    task: Task,
+    items: list[Item],
+    configs: dict[str, GenerationConfig],
+    source: str,
+    skipped: Skipped,
+) -> tuple[list[Item], list[list[int]]]:
+    """The items that the model can decode with every one of ``configs``, and their prompts; those left out are told."""
+    with ProgressReport("checking", len(items)) as report:
+        items, prompts = encode_checked(
+            session.model,
+            session.tokenizer,
+            task,
+            items,
+            list(configs.values()),
+            on_invalid=skipped,
+            on_item=report.advance,
+        )
+    if not items:
+        raise skipped.none_left(source)
+    skipped.tell()
+    return items, prompts
+
+
+@contextmanager
+def _kept(folder: Path | None) -> Iterator[None]:
+    """Say where the decoded answers lie if the block ends early."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None and folder.exists():
+            print(f"{folder} keeps what was decoded; the same command goes on from there", file=sys.stderr)
+        raise
 
 
 def _unanswerable(items: list[Item]) -> int:

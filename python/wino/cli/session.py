@@ -81,12 +81,12 @@ def chosen_settings(parameters: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def thresholds_of(text: str | None) -> list[float]:
-    """The numbers of "0.5,0.7"."""
+def numbers_of(option: str, text: str | None) -> list[float]:
+    """The numbers of "0.5,0.7", the value of ``option``."""
     try:
         return [] if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise BadInputError(f"--threshold: expected numbers such as 0.5,0.7, got {text!r}") from None
+        raise BadInputError(f"{option}: expected numbers such as 0.5,0.7, got {text!r}") from None
 
 
 def one_of(option: str, values: list[Any]) -> Any:

@@ -50,6 +50,7 @@ def collect(
     batch_size: int = 64,
     shard: Shard = ALONE,
     source: Collection[str] | None = None,
+    on_checked: Callable[[], None] | None = None,
     on_items: Callable[[int], None] | None = None,
     on_invalid: Callable[[str], None] | None = None,
 ) -> bool:
@@ -65,6 +66,7 @@ def collect(
         name: of the model, for the records.
         source: the keys of all items of the data that ``items`` are from, if they are from some: ``out`` must not hold
             others, which an edited file or another one would leave in it.
+        on_checked: called once all items are checked, before the first is decoded.
         on_items: told how many items were finished, those of an earlier run first.
         on_invalid: told of every item that cannot be decoded, which is then left out.
 
@@ -96,6 +98,8 @@ def collect(
             valid, ids = encode_checked(model, tokenizer, task, fresh, [config], on_invalid=on_invalid)
             if not done and not valid:
                 raise ValueError("items: none of them can be decoded")
+            if on_checked is not None:
+                on_checked()
             prompts = dict(zip((item.key for item in valid), ids, strict=True))
             own = items[shard.rank :: shard.world]
             todo = [item for item in own if item.key in prompts]
