@@ -70,7 +70,11 @@ def check_replaces(path: Path, measured: Collection[str]) -> None:
         report = read_json(path)
         rows = report["rows"] if "rows" in report else report["results"]
         lost = [row for row in rows if row.get("measured") not in measured]
-        names = [f"{row.get('model', report.get('model'))} + {row['decoder']}" for row in lost]
+        names = [
+            f"{row.get('model', report.get('model'))} + {row['decoder']}"
+            + (f" at {row['threshold']:g}" if row.get("threshold") is not None else "")
+            for row in lost
+        ]
         tasks = [row.get("task", report.get("task")) for row in lost]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BadInputError(f"{path}: is there and is no report of wino eval; choose another output") from None
