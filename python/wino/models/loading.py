@@ -313,12 +313,15 @@ def read_tokenizer(folder: Path, config: LLaDAConfig | None = None) -> PreTraine
         if re.search("_files?$", name) and value is not None and name != "special_tokens_map_file":
             raise ValueError(f"{path}: {name} names another file; remove it, tokenizer files stand beside this one")
     extra = settings.get("extra_special_tokens")
-    # Written by transformers 5; before it the same list had another name, and this one held a mapping.
-    older = isinstance(extra, list) and int(transformers.__version__.split(".")[0]) < 5
-    renamed: dict[str, Any] = {"extra_special_tokens": {}, "additional_special_tokens": extra} if older else {}
+    is_older = int(transformers.__version__.split(".")[0]) < 5
+    told: dict[str, Any] = {}
+    if is_older and isinstance(extra, list):  # 5 writes it so; before, the list had another name
+        told |= {"extra_special_tokens": {}, "additional_special_tokens": extra}
+    if is_older and "tokenizer_file" in settings:  # a null keeps it from looking beside the settings
+        told["tokenizer_file"] = str(folder / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=config, trust_remote_code=False, local_files_only=True, **renamed
+            folder, config=config, trust_remote_code=False, local_files_only=True, **told
         )
         tokenizer("a")  # settings of wrong types are noticed in use alone
         return tokenizer
