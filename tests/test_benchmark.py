@@ -294,10 +294,13 @@ def test_bench_prints_a_table_a_workload_and_writes_json(tmp_path: Path) -> None
     result = bench(*RANDOM, "--batch", "1,2", "--prompt", "16", "--modes", "exact", "--json", file)
     assert result.exit_code == 0, result.output
     assert "\x1b" not in result.stdout
-    header = re.findall(r"^ +tok/s +ratio +95 % +steps +tok/fwd +ms/step +trunk .* equal$", result.stdout, re.MULTILINE)
-    assert len(header) == 2
+    header = re.findall(r"^ +tok/s +ratio +95 % +steps +tok/fwd +MiB +equal$", result.stdout, re.MULTILINE)
+    times = re.findall(r"^ms a step +all +trunk +head +scoring +bookkeeping$", result.stdout, re.MULTILINE)
+    assert len(header) == len(times) == 2
     rows = re.findall(r"^(published|exact) +[\d.]+ .* [\d.]+%$", result.stdout, re.MULTILINE)
     assert rows == ["published", "exact"] * 2
+    assert len(re.findall(r"^(?:published|exact)(?: +[\d.]+){5}$", result.stdout, re.MULTILINE)) == 4
+    assert all(len(line) <= 80 for line in result.stdout.splitlines() if not line.startswith("Times"))
     assert "random 2x64, 300 tokens, float32: batch 2, prompt 16" in result.stdout
     figures = json.loads(file.read_text())
     assert figures["modes"] == {"exact": {}} and figures["rounds"] == 1

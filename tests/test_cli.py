@@ -378,13 +378,20 @@ def change_weights(folder: Path, change: str) -> None:
             lambda folder: change_weights(folder, "misshapen"),
             "misshapen tensors model.transformer.blocks.0.q_proj.weight",
         ),
-        (lambda folder: change_weights(folder, "nan"), "the model's logits are NaN or infinite for sequence 0"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_bad_checkpoints_are_one_line(broken: Path, damage: object, told: str) -> None:
     damage(broken)  # type: ignore[operator]
     assert told in fails("generate", PROMPT, "--model", broken)
+
+
+def test_nan_in_the_weights_is_one_line_after_where_it_decodes(broken: Path) -> None:
+    change_weights(broken, "nan")
+    result = wino("generate", PROMPT, "--model", broken)
+    where, told = result.stderr.splitlines()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert where.startswith(f"{broken} on ") and "the model's logits are NaN or infinite for sequence 0" in told
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

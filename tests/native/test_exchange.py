@@ -48,7 +48,7 @@ def _failing_exchange() -> Iterator[None]:
 def test_results_that_nobody_takes_are_freed() -> None:
     rows, calls = 1 << 20, 20
     flags = torch.zeros(2, rows, 1, dtype=torch.bool)
-    tokens, confidence = torch.zeros(rows, 1, dtype=torch.int64), torch.zeros(rows, 1)
+    tokens, confidence = (torch.zeros(rows, 1, dtype=dtype) for dtype in (torch.int64, torch.float64))
     last, threshold = torch.zeros(rows, dtype=torch.int32), torch.tensor(0.5)
 
     def call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def test_from_pictures_to_a_merged_model(tmp_path: Path, mmada: Path) -> None:
         assert sum(first <= token < behind for token in record.prompt_ids) == processor.layout.num_codes
         assert record.source == "question" and len(record.generated_ids) == 8
     kept = tmp_path / "kept.jsonl"
-    write_trajectories(kept, records)  # an untrained model has no correct ones to filter
+    # An untrained model has no correct ones.
+    write_trajectories(kept, [replace(record, correct=True) for record in records])
 
     final = train(make_recipe(mmada, kept, tmp_path / "run"))
     merged = merge(mmada, final, tmp_path / "merged")
