@@ -8,6 +8,7 @@ from torch import Tensor
 from wino_kernels import _C, eager
 from wino_kernels.cpu.addresses import DTYPES, address
 from wino_kernels.cpu.linear import is_fused, linear
+from wino_kernels.indices import check_indices
 
 
 def norm_qkv_rope(
@@ -46,10 +47,7 @@ def norm_qkv_rope(
     queries = length if query_rows is None else query_rows.shape[1]
     if query_rows is not None:
         query_rows = query_rows.contiguous()
-        if query_rows.numel():
-            low, high = (int(bound) for bound in query_rows.aminmax())
-            if low < 0 or high >= length:
-                raise ValueError(f"norm_qkv_rope: query_rows must be in [0, {length}), got {low if low < 0 else high}")
+        check_indices("norm_qkv_rope", "query_rows", query_rows, length)
 
     def heads(rows: int, weight: Tensor) -> Tensor:
         return x.new_empty(batch, rows, weight.shape[0] // head_dim, head_dim)

@@ -13,6 +13,7 @@ from torch import Tensor
 from wino_kernels import _C, eager
 from wino_kernels.cpu.addresses import DTYPES
 from wino_kernels.cpu.tiles import most_rows, tiles_of_logits
+from wino_kernels.indices import check_indices
 
 
 class _Found(NamedTuple):
@@ -41,6 +42,7 @@ def trajectory_loss(
     target, candidate = target_mask.flatten(), candidate_mask.flatten()
     at = (target | candidate).nonzero().view(-1)
     labels, target, candidate = labels.flatten()[at], target[at], candidate[at]
+    check_indices("trajectory_loss", "labels of targets", labels[target], weight.shape[0])
     with torch.no_grad():  # products go to a buffer
         found = _statistics(_gathered(hidden, at), weight, labels)
     sure = target & (found.top == labels) & (found.top_p < threshold_back)

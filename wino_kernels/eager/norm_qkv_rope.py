@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wino_kernels.indices import check_indices
+
 
 def norm_qkv_rope(
     x: Tensor,
@@ -29,6 +31,7 @@ def norm_qkv_rope(
     key = rotate(heads(F.linear(normed, k_weight, k_bias)), cos, sin, full_precision)
     value = heads(F.linear(normed, v_weight, v_bias))
     if query_rows is not None:
+        check_indices("norm_qkv_rope", "query_rows", query_rows, x.shape[1])
         normed = rows_of(normed, query_rows)
         cos, sin = (rows_of(table[:, 0].expand(len(x), -1, -1), query_rows)[:, None] for table in (cos, sin))
     query = rotate(heads(F.linear(normed, q_weight, q_bias)), cos, sin, full_precision)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wino_kernels.indices import check_indices
+
 
 def trajectory_loss(
     hidden: Tensor,
@@ -30,7 +32,10 @@ def trajectory_loss(
     sure = target & (top == labels) & (top_p < threshold_back)
     wrong = candidate & (top != labels) & (top_p > threshold)
 
+    if labels.device.type == "cpu":
+        check_indices("trajectory_loss", "labels of targets", labels[target], weight.shape[0])
     inside = (labels >= 0) & (labels < weight.shape[0])
+    log_sum_exp = torch.where(target & ~inside, torch.nan, log_sum_exp)  # no gradient without a loss
     cross_entropy = -log_p.gather(1, torch.where(inside, labels, 0)[:, None])[:, 0]
     cross_entropy = torch.where(inside, cross_entropy, torch.nan)
     parts = torch.stack((target, sure, wrong))  # [3, N]

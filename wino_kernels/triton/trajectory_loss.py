@@ -494,7 +494,9 @@ def _join_tiles(
     sure = target & (token == label) & (top_p < threshold_back)
     wrong = candidate & (token != label) & (top_p > threshold)
     bits = tl.where(target, _CROSS_ENTROPY, 0) | tl.where(sure, _UNMASK, 0) | tl.where(wrong, _REMASK, 0)
-    tl.store(log_sum_exp + row, tl.where(counts, top + log_total, 0.0).to(PRECISE), mask=real)
+    # Where a target's label is no token the loss is NaN, and so is the gradient.
+    normaliser = tl.where(target & (label_inside == 0), float("nan"), top + log_total)
+    tl.store(log_sum_exp + row, tl.where(counts, normaliser, 0.0).to(PRECISE), mask=real)
     tl.store(entropy + row, tl.where(counts, row_entropy, 0.0).to(PRECISE), mask=real)
     tl.store(parts + row, bits.to(PRECISE), mask=real)
     tl.store(cross_entropy + row, (log_total - (of_label - top)).to(PRECISE), mask=counts)

@@ -1,0 +1,14 @@
+"""Indices that a caller gives: looked at where looking costs no wait."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_indices(op: str, name: str, indices: Tensor, size: int) -> None:
+    """Raise ``ValueError`` for an index outside ``[0, size)``; on the CPU alone, elsewhere reading them would wait."""
+    if indices.device.type != "cpu" or not indices.numel():
+        return
+    low, high = (int(bound) for bound in indices.aminmax())
+    if low < 0 or high >= size:
+        raise ValueError(f"{op}: {name} must be in [0, {size}), got {low if low < 0 else high}")
