@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo demo-multimodal test coverage test-transformers4 test-transformers test-triton-oldest test-gpu gpu-suite lint bench quality plus plus-pictures tiny tiny-mmada build clean
+.PHONY: demo demo-multimodal test coverage test-transformers4 test-transformers test-triton-oldest sanitize sanitize-calls test-gpu gpu-suite lint bench quality plus plus-pictures tiny tiny-mmada build clean
 
 demo: $(VENV)/installed-decode
 	$(BIN)/wino demo
@@ -33,6 +33,25 @@ test-transformers: $(VENV)/installed-dev
 WIDE := shadow_trunk or dtype2 or dtype3 or decodes_the_same or bits_do_not or exact_logits or many_small or extreme_scales or neighbours or several_chunks or random_ or follow_softmax or every_ or full_vocabulary or test_any or nan_thresholds or gradcheck or one_bad_logit or banned or draws_are or large_vocabulary or those_of_the_definition or whole_decodes or stay_together or tiles_of or does_not_see or leading3 or 2-7 or 3-7 or test_lengths or many_rows or are_independent
 test-triton-oldest: $(VENV)/installed-dev build/triton-oldest/installed
 	PYTHONPATH=build/triton-oldest $(PYTEST) tests/kernels -k 'triton and not ($(WIDE))'
+
+# The CPU kernels under the address and undefined-behaviour sanitizers, their scratch memory of its exact size: random
+# calls on every instruction set of the machine, then their tests. Apart from `make test`, which has no time for all.
+CALLS ?= 5000
+ISAS ?= $$($(BIN)/python -c 'from wino_kernels import backends as b; \
+	print(*[i for i in b.CPU_ISAS if b.why_not_cpu_isa(i) is None], sep=";")')
+SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize
+sanitize: sanitize-calls
+	$(SANITIZED) $(BIN)/python -m pytest -q tests/kernels -k 'cpu and not opcheck and not compile'
+
+sanitize-calls: $(VENV)/installed-dev
+	$(BIN)/cmake -S . -B build/sanitize/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DWINO_SANITIZE=ON -DWINO_CUDA=OFF -DWINO_ISAS="$(ISAS)" \
+		-DWINO_VERSION="$$($(BIN)/python -c 'print(__import__("wino_kernels").__version__)')" \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/sanitize/wino_kernels
+	$(BIN)/cmake --build build/sanitize/cmake
+	cp -r wino_kernels/*.py wino_kernels/cpu wino_kernels/eager wino_kernels/triton wino_kernels/cuda build/sanitize/wino_kernels/
+	$(SANITIZED) $(BIN)/python tests/native/fuzz_calls.py --calls $(CALLS)
 
 # The kernels' own tests on the GPU at hand, not interpreted.
 test-gpu: $(VENV)/installed-dev

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <new>
 
 namespace wino {
 namespace cpu {
@@ -10,6 +11,17 @@ namespace cpu {
 // be cleared, page by page, at the next call.
 class Scratch {
  public:
+#ifdef WINO_SANITIZE  // of its exact size, and never kept: what is read or written past its end is seen
+  explicit Scratch(int64_t bytes) : begin_(::operator new(bytes, std::align_val_t{kAlignment})) {}
+  ~Scratch() { ::operator delete(begin_, std::align_val_t{kAlignment}); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* begin() const { return begin_; }
+
+ private:
+  static constexpr int64_t kAlignment = 64;
+  void* begin_;
+#else
   explicit Scratch(int64_t bytes) {
     thread_local std::unique_ptr<char[]> kept;
     thread_local int64_t size = 0;
@@ -30,6 +42,7 @@ class Scratch {
   static constexpr int64_t kAlignment = 64, kMostKept = 64 << 20;
   std::unique_ptr<char[]> own_;
   void* begin_;
+#endif
 };
 
 }  // namespace cpu

@@ -155,8 +155,10 @@ WINO_HD void philox_vector(Vec::W c0, uint64_t key, Vec::W out[4]) {
 WINO_HD void philox_words(uint64_t key, int64_t v, Vec::U word[4]) {
   // Lane 4 q + k works on counter (N / 4) k + q, so that transposing each group of four lanes puts the words in order.
   uint64_t even[Vec::N / 2], odd[Vec::N / 2];
-  for (int i = 0; i < Vec::N; ++i)
-    (i % 2 ? odd : even)[i / 2] = static_cast<uint64_t>(v / 4 + Vec::N / 4 * (i % 4) + i / 4);
+  for (int i = 0; i < Vec::N; i += 2) {
+    even[i / 2] = static_cast<uint64_t>(v / 4 + Vec::N / 4 * (i % 4) + i / 4);
+    odd[i / 2] = even[i / 2] + Vec::N / 4;
+  }
   Vec::W a[4], b[4];
   philox_vector(Vec::load_w(even), key, a);
   philox_vector(Vec::load_w(odd), key, b);
