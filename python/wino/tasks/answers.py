@@ -135,7 +135,7 @@ def expression(text: str) -> tuple[Fraction, list[int]] | None:
     text = _SPACING.sub(" ", _DRESS.sub("", unwrapped(text))).strip().rstrip(".")
     for written, meant in _SIGNS:
         text = text.replace(written, meant)
-    text = re.sub(r"(?<=[0-9)]) ?x ?(?=[0-9(])", "*", text)
+    text = re.sub(r"(?:(?<=[1-9)])|(?<=[0-9]0)) ?x ?(?=[0-9(])", "*", text)  # 0x10 is no product
     text = _SHORT_FRACTION.sub(lambda part: f"(({part[1] or part[2]})/({part[3] or part[4]}))", text)
     while (simpler := _FRACTION.sub(r"((\1)/(\2))", text)) != text:
         text = simpler
