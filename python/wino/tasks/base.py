@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from .rows import content_key, read_rows
+from .rows import Row, read_rows
 
 SPLITS = ("train", "validation", "heldout")
 _BUCKETS = 16
+#: Columns in which published data sets name their items.
+_OWN_IDS = ("task_id", "unique_id", "question_id", "id", "pid")
+_SHOWN_ID = 80  # characters of it; the hash tells apart what is longer
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,27 @@ class Task(ABC):
             return replace(item, key=item.key or content_key(self.name, row, item))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(f"not an item of {self.name} ({error})") from error
+
+
+def content_key(task: str, row: Row, item: Item) -> str:
+    """What identifies the item of a row: ``task:its own id:hash``, or without an id ``task:hash``.
+
+    The hash is of prompt, answer and all that the grader reads, pictures by their content: the same item has the same
+    key in whatever row of whatever file it stands, and one that was edited is another item.
+    """
+    content = json.dumps([item.prompt, item.opening, item.answer, item.metadata], sort_keys=True, default=_content)
+    own = next((str(row[name]) for name in _OWN_IDS if isinstance(row.get(name), str | int) and row[name] != ""), None)
+    parts = [task, *([] if own is None else [own[:_SHOWN_ID]]), hashlib.sha256(content.encode()).hexdigest()[:16]]
+    return ":".join(parts)
+
+
+def _content(value: Any) -> str:
+    """A hash of a picture (a file, bytes, a Pillow image), wherever it lies; the text of anything else."""
+    if isinstance(value, Path):
+        value = value.read_bytes()
+    elif hasattr(value, "getbands"):
+        value = f"{value.mode} {value.size} ".encode() + value.tobytes()
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
 @cache

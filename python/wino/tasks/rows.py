@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..files import LONGEST_LINE, numbered_lines, utf8
 
-if TYPE_CHECKING:
-    from .base import Item
-
 _HUB = "hf:"
 _PARQUET_ROWS = 64  # held at a time: each may have pictures
-#: Columns in which published data sets name their items.
-_OWN_IDS = ("task_id", "unique_id", "question_id", "id", "pid")
-_SHOWN_ID = 80  # characters of it; the hash tells apart what is longer
 
 Row = dict[str, Any]
 Read = Callable[[], Row]
@@ -166,24 +159,3 @@ def _hub_row(found: Any, number: int) -> Row:
         return dict(found[number])
     except Exception as error:  # its decoders of pictures raise what they like
         raise ValueError(f"cannot be read ({error})") from error
-
-
-def content_key(task: str, row: Row, item: Item) -> str:
-    """What identifies the item of a row: ``task:its own id:hash``, or without an id ``task:hash``.
-
-    The hash is of prompt, answer and all that the grader reads, pictures by their content: the same item has the same
-    key in whatever row of whatever file it stands, and one that was edited is another item.
-    """
-    content = json.dumps([item.prompt, item.opening, item.answer, item.metadata], sort_keys=True, default=_content)
-    own = next((str(row[name]) for name in _OWN_IDS if isinstance(row.get(name), str | int) and row[name] != ""), None)
-    parts = [task, *([] if own is None else [own[:_SHOWN_ID]]), hashlib.sha256(content.encode()).hexdigest()[:16]]
-    return ":".join(parts)
-
-
-def _content(value: Any) -> str:
-    """A hash of a picture (a file, bytes, a Pillow image), wherever it lies; the text of anything else."""
-    if isinstance(value, Path):
-        value = value.read_bytes()
-    elif hasattr(value, "getbands"):
-        value = f"{value.mode} {value.size} ".encode() + value.tobytes()
-    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
