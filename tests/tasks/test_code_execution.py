@@ -339,6 +339,25 @@ def test_programs_out_of_bounds_fail_in_time(program: str) -> None:
     assert time.monotonic() - began < 15
 
 
+HOARD = """
+import os, time
+def hoard(processes, megabytes):
+    for _ in range(processes):
+        if os.fork() == 0:
+            held = b"x" * (megabytes << 20)
+            time.sleep(30)
+    time.sleep(1.5)
+    return 6
+"""
+
+
+def test_memory_is_limited_in_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is right and no process alone holds much: only together are they over."""
+    monkeypatch.setattr(sandbox, "_MEMORY", 256 << 20)
+    assert passes(HOARD, "assert hoard(2, 20) == 6")
+    assert not passes(HOARD, "assert hoard(5, 90) == 6")
+
+
 def test_nothing_is_left_on_disk_or_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a sandbox too: folders too deep to walk, without rights, with odd names."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
