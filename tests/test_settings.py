@@ -416,6 +416,21 @@ def test_copies_are_draws_of_their_own(model: LLaDAModelLM) -> None:
         assert torch.equal(one.sequences[copy::2], alone.sequences)
 
 
+def test_what_stands_behind_an_early_end_is_a_token(model: LLaDAModelLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings are checked apart; this is what a checkpoint says of itself, and the mask."""
+
+    def refused(filler: int, **settings: Any) -> None:
+        with pytest.raises(ValueError, match=rf"pad_token_id, else the first end token, .* got {filler}"):
+            wino.generate(model, prompts(1), None, config(stop_at_eos=True, **settings))
+
+    mask = model.config.mask_token_id
+    refused(mask, eos_token_id=mask)
+    refused(mask, eos_token_id=4, pad_token_id=mask)
+    monkeypatch.setattr(model.config, "eos_token_id", model.config.vocab_size)
+    refused(model.config.vocab_size)
+    wino.generate(model, prompts(1), None, config())  # nothing is put anywhere
+
+
 def test_several_end_tokens_end_a_sequence(model: LLaDAModelLM) -> None:
     ids = prompts(4)
     plain = wino.generate(model, ids, None, config()).sequences[:, PROMPT:]

@@ -18,6 +18,7 @@ from .config import GenerationConfig
 from .decoders import DECODERS, Decoder
 from .models.backbone import Backbone, backbone_of
 from .models.ends import end_token_ids
+from .settings import known_settings
 from .step import Runner
 from .trace import StepRecord, record_step
 
@@ -94,7 +95,7 @@ def generate(
         )
     guide = _check_guide(backbone, config, unconditional_ids, unconditional_mask, inputs[0])
     ends = backbone.end_token_ids if tokenizer is None else end_token_ids(model, tokenizer)
-    ending = _find_ending(config, ends, tokenizer, given=inputs[2] != backbone.mask_token_id)
+    ending = _find_ending(backbone, config, ends, tokenizer, given=inputs[2] != backbone.mask_token_id)
     copies = config.num_return_sequences or 1
     if copies > 1:
         config, repeat = (
@@ -132,7 +133,7 @@ def _resolve_config(config: GenerationConfig | None, overrides: dict[str, Any]) 
         base.validate()
         return base
     settings = base.to_dict()
-    unknown = set(overrides) - set(settings)
+    unknown = set(overrides) - set(settings) - known_settings()
     if unknown:
         raise TypeError(f"generate: unknown settings {sorted(unknown)}")
     for length, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
@@ -186,7 +187,9 @@ class _Ending:
     filler: int
 
 
-def _find_ending(config: GenerationConfig, ends: tuple[int, ...], tokenizer: Any, given: Tensor) -> _Ending:
+def _find_ending(
+    backbone: Backbone, config: GenerationConfig, ends: tuple[int, ...], tokenizer: Any, given: Tensor
+) -> _Ending:
     """``ends``: the model's own end tokens; ``given``: where the generation region is not to be filled."""
     if config.eos_token_id is not None:
         own = config.eos_token_id
@@ -196,6 +199,12 @@ def _find_ending(config: GenerationConfig, ends: tuple[int, ...], tokenizer: Any
     filler = config.pad_token_id if config.pad_token_id is not None or not ends else ends[0]
     if config.stops and filler is None:
         raise ValueError("stop_strings: the model has no eos_token_id; set pad_token_id, which is put behind the end")
+    fills = filler is not None and (config.stop_at_eos or config.stops)
+    if fills and (not 0 <= filler < backbone.vocab_size or filler == backbone.mask_token_id):
+        raise ValueError(
+            f"pad_token_id, else the first end token, is put behind an early end: expected a token of the model's "
+            f"{backbone.vocab_size} that is not its mask, got {filler}"
+        )
     if config.stops and bool(given.any()):
         raise ValueError("stop_strings: generation_ids gives tokens that an early end would drop; take one of them")
     return _Ending(ends, config.stops, tokenizer, -1 if filler is None else filler)
