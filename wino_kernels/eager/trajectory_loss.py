@@ -32,8 +32,7 @@ def trajectory_loss(
     sure = target & (top == labels) & (top_p < threshold_back)
     wrong = candidate & (top != labels) & (top_p > threshold)
 
-    if labels.device.type == "cpu":
-        check_indices("trajectory_loss", "labels of targets", labels[target], weight.shape[0])
+    check_indices("trajectory_loss", "labels of targets", torch.where(target, labels, 0), weight.shape[0])
     inside = (labels >= 0) & (labels < weight.shape[0])
     log_sum_exp = torch.where(target & ~inside, torch.nan, log_sum_exp)  # no gradient without a loss
     cross_entropy = -log_p.gather(1, torch.where(inside, labels, 0)[:, None])[:, 0]
