@@ -119,6 +119,26 @@ def test_summaries_are_whole_and_every_command_has_an_example() -> None:
         assert f"Example: wino {' '.join(command)}" in succeeds(*command, "--help")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "GOMP_SPINCOUNT=10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT=7"),
+        ({"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY=active"),
+    ],
+    ids=["nothing", "its number", "its policy"],
+)
+def test_waiting_threads_sleep_soon_unless_told_otherwise(given: dict[str, str], told: str) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    command = [sys.executable, "-m", "wino", "doctor"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert re.search(rf"^  waiting +{told}$", ran.stdout, re.MULTILINE), ran.stdout
+    library = [sys.executable, "-m", "wino_kernels.env_report"]  # which sets nothing
+    ran = subprocess.run(library, env=environment, capture_output=True, text=True, check=True)
+    assert re.search(rf"^  waiting +{told if given else 'spinning for long'}", ran.stdout, re.MULTILINE), ran.stdout
+
+
 def test_completion_can_be_installed() -> None:
     assert "--install-completion" in succeeds("--help")
 

@@ -93,6 +93,7 @@ def _threads(native: ModuleType | None) -> dict[str, Any]:
         "number": torch.get_num_threads(),
         "layer": native.threading_layer() if native is not None and loaded else None,
         "openmp": importlib.import_module("wino_kernels.cpu").OPENMP if loaded else None,
+        "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
     }
 
 
@@ -189,6 +190,11 @@ def _remedies(found: dict[str, Any]) -> list[str]:
     return remedies
 
 
+def _waiting(settings: dict[str, str | None]) -> str:
+    chosen = ", ".join(f"{name}={value}" for name, value in settings.items() if value)
+    return chosen or "spinning for long; beside other load set GOMP_SPINCOUNT=10000 before Python starts"
+
+
 def _lines(found: dict[str, Any]) -> list[str]:
     isa, threads, torch_, machine = found["cpu_isa"], found["threads"], found["torch"], found["machine"]
     lines = [
@@ -203,6 +209,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     openmp = threads["openmp"] or "not looked for"
     lines += [
         f"threads      {threads['number']}, on {threads['layer'] or 'none'}; OpenMP: {openmp}",
+        f"  {'waiting':<11}{_waiting(threads['waiting'])}",
         f"backends     selected: {found['selected_backend']}",
     ]
     lines += [f"  {name:<11}{reason or 'available'}" for name, reason in found["backends"].items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -151,7 +152,17 @@ Records = Annotated[Path, typer.Argument(help="Records of wino collect (JSON lin
 
 def main() -> None:
     """Run the command line."""
+    _let_threads_sleep()
     app(prog_name="wino")
+
+
+def _let_threads_sleep() -> None:
+    """Before Torch loads OpenMP: its threads spin for some microseconds, then sleep; what the user set stays.
+
+    Left alone they spin so long that beside other load next to nothing is done (docs/performance.md has the figures).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _asked(ctx: typer.Context) -> dict[str, str]:
